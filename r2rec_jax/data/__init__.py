@@ -1,0 +1,1 @@
+"""Interactions and what is drawn from them: readers, downloads, users, queries and candidates."""

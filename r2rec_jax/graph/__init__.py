@@ -1,0 +1,1 @@
+"""The bipartite training graph and the interaction chains drawn from it."""

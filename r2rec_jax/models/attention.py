@@ -1,0 +1,70 @@
+"""Attention over rows that hold several segments: one function, two backends.
+
+The XLA path is the oracle and runs everywhere; on a GPU ``cudnn`` calls the fused kernel through
+``jax.nn.dot_product_attention`` with the same mask. Which tokens see which is stated by three integers a token,
+never inferred from a pad id:
+
+    token q sees token k  iff  index k <= index q  and  segment[k] > 0
+                               and (segment[k] == segment[q] or segment[k] == parent[q])
+
+Example: a prompt of two tokens and two completions of two tokens (one padded), sharing the prompt:
+
+    index      0  1 | 2  3 | 4  5
+    segment    1  1 | 2  2 | 3  0
+    parent     0  0 | 1  1 | 1  0
+    token 3 sees 0, 1, 2, 3;  token 4 sees 0, 1, 4;  nobody sees 5.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+AttentionBackend = Literal["auto", "xla", "cudnn"]
+
+MASKED = -1e30
+"""Score of a masked pair: finite, so that a row that sees nothing gives a number and no NaN."""
+
+
+def segment_mask(segments: Int[Array, "B T"], parents: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """Which keys (last axis) each query sees, by the rule in the module's docstring."""
+    length = segments.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    query, key = segments[:, :, None], segments[:, None, :]
+    related = (query == key) | (parents[:, :, None] == key)
+    return causal[None] & related & (key > 0)
+
+
+def resolve_backend(backend: AttentionBackend) -> Literal["xla", "cudnn"]:
+    """``auto`` is cuDNN where jax's default backend is a GPU, XLA elsewhere."""
+    if backend == "auto":
+        return "cudnn" if jax.default_backend() == "gpu" else "xla"
+    return backend
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"],
+    backend: Literal["xla", "cudnn"] = "xla",
+) -> Float[Array, "B T N H"]:
+    """Grouped-query attention, scores scaled by 1/sqrt(H), softmax in float32.
+
+    Query head n reads key/value head n // (N // K). A query that sees no key gets the mean of all values; its output
+    is padding and must not be used.
+    """
+    if backend == "cudnn":
+        out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="cudnn")
+        return out.astype(q.dtype)
+    batch, length, heads, width = q.shape
+    kv_heads = k.shape[2]
+    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, width)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32) * width**-0.5
+    scores = jnp.where(mask[:, None, None], scores, MASKED)
+    probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum("BKGTS,BSKH->BTKGH", probs, v)
+    return out.reshape(batch, length, heads, width)

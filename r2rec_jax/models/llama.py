@@ -1,0 +1,215 @@
+"""Llama as an NNX module with stacked layers, used functionally.
+
+``graphdef, lora, base = nnx.split(model, nnx.LoRAParam, ...)`` once; hot steps merge inside ``jax.jit``. Every layer
+parameter has a leading axis L, so training and scoring scan over it (:meth:`Llama.hidden_states`) and the decoder
+slices it (:meth:`Llama.layer`). Everything that varies between checkpoints (eps, theta, RoPE scaling, head_dim, tied
+embeddings) comes from config.json through :meth:`LlamaConfig.from_hf`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from r2rec_jax.config import LoraConfig
+from r2rec_jax.models.attention import AttentionBackend, attend, resolve_backend, segment_mask
+from r2rec_jax.models.lora import LoraLinear
+from r2rec_jax.models.rope import RopeScaling, angles, inverse_frequencies, rotate
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Shape and constants of a Llama checkpoint.
+
+    Attributes:
+        vocab_size: V.  hidden_size: D.  ffn: F.  layers: L.  heads: N.  kv_heads: K.  head_dim: H.
+        rms_eps: added to the mean square in RMSNorm.
+        rope_theta: RoPE base.
+        rope_scaling: ``llama3`` scaling, or None.
+        tied: the output head is the embedding transposed.
+        max_positions: declared context length.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    ffn: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rms_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    tied: bool
+    max_positions: int
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any]) -> LlamaConfig:
+        """Read an HF config.json (both spellings of the RoPE fields).
+
+        Raises:
+            ValueError: not a Llama, or a feature this implementation does not have (biases, other activations,
+                other RoPE types), naming it.
+        """
+        if hf.get("model_type") != "llama":
+            raise ValueError(f"the backbone must be of model_type 'llama'; config.json says {hf.get('model_type')!r}")
+        for name, wanted in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
+            if hf.get(name, wanted) != wanted:
+                raise ValueError(f"config.json: {name} must be {wanted!r} for this Llama; got {hf[name]!r}")
+        rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind not in ("default", "llama3"):
+            raise ValueError(f"config.json: RoPE type must be 'default' or 'llama3'; got {kind!r}")
+        scaling = None
+        if kind == "llama3":
+            scaling = RopeScaling(float(rope["factor"]), float(rope["low_freq_factor"]),
+                                  float(rope["high_freq_factor"]), int(rope["original_max_position_embeddings"]))
+        theta = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
+        heads = int(hf["num_attention_heads"])
+        return cls(
+            vocab_size=int(hf["vocab_size"]), hidden_size=int(hf["hidden_size"]), ffn=int(hf["intermediate_size"]),
+            layers=int(hf["num_hidden_layers"]), heads=heads,
+            kv_heads=int(hf.get("num_key_value_heads") or heads),
+            head_dim=int(hf.get("head_dim") or int(hf["hidden_size"]) // heads),
+            rms_eps=float(hf.get("rms_norm_eps", 1e-6)), rope_theta=float(theta), rope_scaling=scaling,
+            tied=bool(hf.get("tie_word_embeddings", False)),
+            max_positions=int(hf.get("max_position_embeddings", 2048)),
+        )
+
+
+class RmsNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * scale, computed in float32."""
+
+    def __init__(self, shape: tuple[int, ...], eps: float, dtype: jnp.dtype) -> None:
+        self.scale = nnx.Param(jnp.ones(shape, dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalise the last axis; returns x's dtype."""
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return normed.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class LlamaLayer(nnx.Module):
+    """One transformer block; built stacked over L, called on a slice."""
+
+    def __init__(self, config: LlamaConfig, lora: LoraConfig | None, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        c = config
+        self.head_dim = c.head_dim
+
+        def linear(name: str, d_in: int, d_out: int) -> LoraLinear:
+            rank = lora.rank if lora is not None and name in lora.targets else 0
+            return LoraLinear(c.layers, d_in, d_out, rank=rank, alpha=lora.alpha if lora else 1.0, dtype=dtype,
+                              rngs=rngs)
+
+        self.attn_norm = RmsNorm((c.layers, c.hidden_size), c.rms_eps, dtype)
+        self.q = linear("q", c.hidden_size, c.heads * c.head_dim)
+        self.k = linear("k", c.hidden_size, c.kv_heads * c.head_dim)
+        self.v = linear("v", c.hidden_size, c.kv_heads * c.head_dim)
+        self.o = linear("o", c.heads * c.head_dim, c.hidden_size)
+        self.mlp_norm = RmsNorm((c.layers, c.hidden_size), c.rms_eps, dtype)
+        self.gate = linear("gate", c.hidden_size, c.ffn)
+        self.up = linear("up", c.hidden_size, c.ffn)
+        self.down = linear("down", c.ffn, c.hidden_size)
+
+    def qkv(self, x: Float[Array, "... T D"], cos: Float[Array, "... T H2"], sin: Float[Array, "... T H2"]
+            ) -> tuple[Float[Array, "... T N H"], Float[Array, "... T K H"], Float[Array, "... T K H"]]:
+        """Normalised input to rotated queries and keys, and values."""
+        h = self.attn_norm(x)
+        split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)  # noqa: E731
+        q, k, v = split(self.q(h)), split(self.k(h)), split(self.v(h))
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def finish(self, x: Float[Array, "... T D"], attended: Float[Array, "... T N H"]) -> Float[Array, "... T D"]:
+        """Attention output projection, residual, SwiGLU block, residual."""
+        x = x + self.o(attended.reshape(*attended.shape[:-2], -1))
+        h = self.mlp_norm(x)
+        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+
+
+class Llama(nnx.Module):
+    """The whole model; see the module's docstring for how it is used."""
+
+    def __init__(self, config: LlamaConfig, *, lora: LoraConfig | None, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        c = config
+        self.config = c
+        self.embed = nnx.Param(
+            jax.random.normal(rngs.params(), (c.vocab_size, c.hidden_size), dtype) * jnp.asarray(0.02, dtype))
+        self.layers = LlamaLayer(c, lora, dtype, rngs)
+        self.norm = RmsNorm((c.hidden_size,), c.rms_eps, dtype)
+        if not c.tied:
+            self.lm_head = nnx.Param(
+                jax.random.normal(rngs.params(), (c.hidden_size, c.vocab_size), dtype) * jnp.asarray(0.02, dtype))
+
+    def head(self) -> Float[Array, "D V"]:
+        """The output projection (the embedding transposed when tied)."""
+        return self.embed[...].T if self.config.tied else self.lm_head[...]
+
+    def rope(self, positions: Int[Array, "... T"]) -> tuple[Float[Array, "... T H2"], Float[Array, "... T H2"]]:
+        """cos and sin for these positions."""
+        c = self.config
+        return angles(positions, jnp.asarray(inverse_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)))
+
+    def layer_stack(self) -> tuple[Any, nnx.State]:
+        """(graphdef, state) of the stacked layers, for scanning or slicing."""
+        return nnx.split(self.layers)
+
+    def hidden_states(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segments: Int[Array, "B T"],
+        parents: Int[Array, "B T"],
+        *,
+        attention: AttentionBackend = "auto",
+        remat: bool = False,
+    ) -> Float[Array, "B T D"]:
+        """Final normalised hidden states of whole rows (the head is applied by the caller, where needed).
+
+        Args:
+            tokens: token ids.
+            positions: RoPE position of each token.
+            segments: sequence a token belongs to, 0 for padding.
+            parents: segment it may also look at (a shared prompt), 0 for none.
+            attention: backend.
+            remat: recompute each layer in the backward pass.
+        """
+        x = self.embed[...][tokens]
+        cos, sin = self.rope(positions)
+        mask = segment_mask(segments, parents)
+        backend = resolve_backend(attention)
+        graphdef, stack = self.layer_stack()
+
+        def block(x: Float[Array, "B T D"], state: nnx.State) -> tuple[Float[Array, "B T D"], None]:
+            layer = nnx.merge(graphdef, state)
+            q, k, v = layer.qkv(x, cos, sin)
+            return layer.finish(x, attend(q, k, v, mask, backend)), None
+
+        x, _ = jax.lax.scan(jax.checkpoint(block) if remat else block, x, stack)
+        return self.norm(x)
+
+
+def build_llama(config: LlamaConfig, lora: LoraConfig | None, dtype: Any, seed: int = 0) -> Llama:
+    """A randomly initialised model (the ``tiny`` backbone, and tests)."""
+    return Llama(config, lora=lora, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(params=seed, lora=seed + 1))
+
+
+def abstract_llama(config: LlamaConfig, lora: LoraConfig | None, dtype: Any) -> Llama:
+    """The same model with shapes instead of arrays: nothing is allocated."""
+    return nnx.eval_shape(lambda: build_llama(config, lora, dtype))
+
+
+def split_llama(model: Llama) -> tuple[Any, nnx.State, nnx.State]:
+    """(graphdef, lora, base): the form that every jitted step takes."""
+    return nnx.split(model, nnx.LoRAParam, ...)
+
+
+def merge_llama(graphdef: Any, lora: nnx.State, base: nnx.State) -> Llama:
+    """Put a policy back together, inside a jitted function."""
+    return nnx.merge(graphdef, lora, base)

@@ -1,0 +1,76 @@
+"""Linear layers with a low-rank adapter (Hu et al., 2021), functional.
+
+y = x W + (alpha / r) (x A) B, with W [in, out] frozen, A [in, R] and B [R, out] trained. A starts as Kaiming-uniform
+with a = sqrt(5) (bound 1/sqrt(in), as peft does), B as zeros, so a fresh adapter changes nothing. The adapter is kept
+in float32 whatever the backbone's dtype, and cast to the activations' dtype in the product.
+
+A policy is the tree of these LoRAParam values: the base model is the zero tree (:func:`zeros_like_lora`).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class LoraLinear(nnx.Module):
+    """A bias-free linear layer, stacked over layers, with an optional adapter.
+
+    Attributes:
+        kernel: frozen weight, [L, in, out] in the stack and [in, out] inside one layer.
+        lora_a, lora_b: adapter, [L, in, R] and [L, R, out]; absent when ``rank`` is 0.
+        scale: alpha / r.
+    """
+
+    def __init__(self, stack: int, d_in: int, d_out: int, *, rank: int, alpha: float, dtype: jnp.dtype,
+                 rngs: nnx.Rngs) -> None:
+        std = d_in**-0.5
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (stack, d_in, d_out), dtype) * jnp.asarray(std, dtype))
+        self.scale = alpha / rank if rank else 0.0
+        self.rank = rank
+        if rank:
+            self.lora_a = nnx.LoRAParam(init_lora_a(rngs.lora(), (stack, d_in, rank)))
+            self.lora_b = nnx.LoRAParam(jnp.zeros((stack, rank, d_out), jnp.float32))
+
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        """Apply one layer's weights (the leading stack axis must have been sliced away)."""
+        y = x @ self.kernel[...].astype(x.dtype)
+        if self.rank:
+            low = x @ self.lora_a[...].astype(x.dtype)
+            y = y + (low @ self.lora_b[...].astype(x.dtype)) * jnp.asarray(self.scale, x.dtype)
+        return y
+
+
+def init_lora_a(key: Array, shape: tuple[int, ...]) -> Float[Array, "L I R"]:
+    """Kaiming-uniform with a = sqrt(5): uniform in +-1/sqrt(in), float32."""
+    bound = shape[-2] ** -0.5
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def init_lora(template: nnx.State, key: Array) -> nnx.State:
+    """A fresh adapter of the template's structure: A drawn anew, B zero.
+
+    Args:
+        template: LoRA tree (its values are not used).
+        key: typed PRNG key.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
+    fresh = []
+    for i, (path, leaf) in enumerate(leaves):
+        if "lora_a" in jax.tree_util.keystr(path):
+            fresh.append(init_lora_a(jax.random.fold_in(key, i), leaf.shape))
+        else:
+            fresh.append(jnp.zeros(leaf.shape, jnp.float32))
+    return jax.tree_util.tree_unflatten(treedef, fresh)
+
+
+def zeros_like_lora(lora: nnx.State) -> nnx.State:
+    """The zero tree: the policy that is the base model itself."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), lora)
+
+
+def copy_lora(lora: nnx.State) -> nnx.State:
+    """A copy in memory of its own: an alias of a donated tree would be deleted memory."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), lora)

@@ -1,0 +1,1 @@
+"""thoughts (see ARCHITECTURE.md)."""

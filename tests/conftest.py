@@ -1,0 +1,54 @@
+"""Shared fixtures: real data and tokenizers by path, and tiny models.
+
+Real material lies in ``../shared`` beside the checkout, or where ``R2REC_SHARED`` says. A missing file skips its
+tests on a laptop and fails them when ``CI=true``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(os.environ.get("R2REC_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def _need(path: Path) -> Path:
+    if not path.exists():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{path} is missing: CI needs the real data beside the checkout")
+        pytest.skip(f"{path} is missing")
+    return path
+
+
+@pytest.fixture(scope="session")
+def ml100k_dir() -> Path:
+    return _need(SHARED / "data" / "ml-100k")
+
+
+@pytest.fixture(scope="session")
+def ml1m_dir() -> Path:
+    return _need(SHARED / "data" / "ml-1m")
+
+
+@pytest.fixture(scope="session")
+def deepseek_tokenizer_dir() -> Path:
+    return _need(SHARED / "tokenizers" / "deepseek-r1-distill-llama-8b")
+
+
+@pytest.fixture(scope="session")
+def llama2_tokenizer_file() -> Path:
+    return _need(SHARED / "tokenizers" / "llama-2" / "tokenizer.model")
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The real SmolLM2-135M-Instruct: present after a first ``make quickstart`` or ``make model``."""
+    cache = Path(os.environ.get("R2REC_CACHE", "~/.cache/r2rec_jax")).expanduser()
+    found = sorted(cache.rglob("SmolLM2-135M-Instruct.Q4_1.gguf"))
+    return found[0] if found else _need(cache / "SmolLM2-135M-Instruct.Q4_1.gguf")
