@@ -49,6 +49,6 @@ def llama2_tokenizer_file() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """The real SmolLM2-135M-Instruct: present after a first ``make quickstart`` or ``make model``."""
-    cache = Path(os.environ.get("R2REC_CACHE", "~/.cache/r2rec_jax")).expanduser()
+    cache = Path("~/.cache/r2rec_jax").expanduser()
     found = sorted(cache.rglob("SmolLM2-135M-Instruct.Q4_1.gguf"))
     return found[0] if found else _need(cache / "SmolLM2-135M-Instruct.Q4_1.gguf")

@@ -1,0 +1,10 @@
+"""The check behind every range: an error that states the invariant, the value and the reason."""
+
+from __future__ import annotations
+
+
+def check(condition: bool, name: str, invariant: str, value: object, why: str = "") -> None:
+    """Raise ``ValueError("<name> must be <invariant> (<why>); got <value>")`` unless ``condition`` holds."""
+    if not condition:
+        reason = f" ({why})" if why else ""
+        raise ValueError(f"{name} must be {invariant}{reason}; got {value!r}")

@@ -1,0 +1,84 @@
+"""Settings of the backbone and its adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from r2rec_jax.config.check import check
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """Shape of the ``tiny`` backbone, trained from scratch.
+
+    Attributes:
+        vocab_size: BPE vocabulary, special tokens included.
+        hidden_size, layers, heads, kv_heads, ffn: the Llama shape.
+        max_positions: longest sequence the configuration declares.
+    """
+
+    vocab_size: int = 2048
+    hidden_size: int = 192
+    layers: int = 4
+    heads: int = 6
+    kv_heads: int = 2
+    ffn: int = 512
+    max_positions: int = 4096
+
+    def __post_init__(self) -> None:
+        check(self.vocab_size >= 300, "backbone.tiny.vocab_size", ">= 300", self.vocab_size,
+               "256 bytes and the special tokens")
+        for name in ("hidden_size", "layers", "heads", "kv_heads", "ffn", "max_positions"):
+            check(getattr(self, name) >= 1, f"backbone.tiny.{name}", ">= 1", getattr(self, name))
+        check(self.hidden_size % (2 * self.heads) == 0, "backbone.tiny.hidden_size",
+               "a multiple of 2 * backbone.tiny.heads", self.hidden_size, "RoPE rotates pairs")
+        check(self.heads % self.kv_heads == 0, "backbone.tiny.heads", "a multiple of backbone.tiny.kv_heads",
+               self.heads)
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The frozen language model.
+
+    Attributes:
+        source: a local HF folder, a ``.gguf`` file, a hub id, ``tiny``, or ``smollm2-135m`` (the hub's
+            HuggingFaceTB/SmolLM2-135M-Instruct, or the same weights from a registry package when offline).
+        dtype: of the frozen weights; ``auto`` is bfloat16 on GPU and TPU and float32 on CPU.
+        attention: ``auto`` is cuDNN on GPU and XLA elsewhere.
+        remat: recompute activations in the backward pass (less memory, more time); ``auto`` does so on GPU and TPU.
+        tiny: the shape used by ``source: tiny``.
+    """
+
+    source: str = "smollm2-135m"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    remat: Literal["auto", "on", "off"] = "auto"
+    tiny: TinyConfig = field(default_factory=TinyConfig)
+
+    def __post_init__(self) -> None:
+        check(bool(self.source.strip()), "backbone.source", "a path, a hub id, 'tiny' or 'smollm2-135m'", self.source)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on the linear layers (*reconstructed*: r 16, alpha 32, all seven).
+
+    Attributes:
+        rank: r.
+        alpha: the update is scaled by alpha / r.
+        targets: which linears, by their short names.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: Sequence[str] = ("q", "k", "v", "o", "gate", "up", "down")
+
+    def __post_init__(self) -> None:
+        check(self.rank >= 1, "lora.rank", ">= 1", self.rank)
+        check(self.alpha > 0, "lora.alpha", "> 0", self.alpha)
+        known = ("q", "k", "v", "o", "gate", "up", "down")
+        unknown = [t for t in self.targets if t not in known]
+        check(bool(self.targets) and not unknown and len(set(self.targets)) == len(self.targets),
+               "lora.targets", f"distinct names out of {known}", tuple(self.targets))

@@ -1,0 +1,52 @@
+"""Settings of evaluation and export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from r2rec_jax.config.check import check
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How checkpoints are evaluated.
+
+    Attributes:
+        split: ``test`` or ``validation``; ``sft`` and ``rl`` are the training queries themselves, to see whether a
+            run has learned what it was shown.
+        users: how many of the frozen evaluation queries, in file order; null takes all.
+        systems: which policies: ``base`` (``pretrained`` for tiny), ``sft``, ``sft+grpo``.
+        temperature, top_p: of the completion (*paper*: 0.6 and 0.9); temperature 0 is greedy.
+        max_new_tokens: completion limit in tokens.
+        batch_size: prompts decoded together.
+    """
+
+    split: Literal["test", "validation", "sft", "rl"] = "test"
+    users: int | None = None
+    systems: Sequence[Literal["base", "sft", "sft+grpo"]] = ("base", "sft", "sft+grpo")
+    temperature: float = 0.6
+    top_p: float = 0.9
+    max_new_tokens: int = 1024
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        check(self.users is None or self.users >= 1, "evaluate.users", ">= 1 or null", self.users)
+        check(self.temperature >= 0, "evaluate.temperature", ">= 0", self.temperature)
+        check(0 < self.top_p <= 1, "evaluate.top_p", "in (0, 1]", self.top_p)
+        check(self.max_new_tokens >= 1, "evaluate.max_new_tokens", ">= 1", self.max_new_tokens)
+        check(self.batch_size >= 1, "evaluate.batch_size", ">= 1", self.batch_size)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What the export stage writes under ``<run>/export``.
+
+    Attributes:
+        formats: ``peft`` (adapter folder), ``merged`` (HF safetensors folder).
+        checkpoint: whose adapter.
+    """
+
+    formats: Sequence[Literal["peft", "merged"]] = ("peft",)
+    checkpoint: Literal["sft", "grpo"] = "grpo"

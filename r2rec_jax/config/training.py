@@ -1,0 +1,184 @@
+"""Settings of pretraining, SFT, rewards and GRPO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from r2rec_jax.config.check import check
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Next-token training of the ``tiny`` backbone, all parameters.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: rows a step.
+        max_tokens: row length in tokens; texts are packed end to end.
+        lr: peak learning rate, linear warm-up over 5 % of the steps, cosine to a tenth.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    steps: int = 400
+    batch_size: int = 8
+    max_tokens: int = 512
+    lr: float = 1e-3
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "max_tokens", "checkpoint_every"):
+            check(getattr(self, name) >= 1, f"pretrain.{name}", ">= 1", getattr(self, name))
+        check(self.lr > 0, "pretrain.lr", "> 0", self.lr)
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Supervised fine-tuning of the adapter (Eq. 3).
+
+    Attributes:
+        epochs: passes over the examples (*paper*: 10).
+        batch_size: examples an update.
+        micro_batch: examples a device pass; gradients accumulate up to batch_size.
+        lr: AdamW learning rate (*paper*: 5e-5).
+        warmup: fraction of the updates with a linear warm-up.
+        schedule: learning rate after the warm-up.
+        weight_decay: AdamW's, on the adapter.
+        max_grad_norm: global-norm clipping.
+        thought_weight: chains -> (thought, rating) examples for each ranking example (0 trains on ranking only).
+        max_completion: longest completion in tokens; a longer target is an error naming the example.
+        buckets: row lengths in tokens that batches are padded to; empty derives powers of two and their midpoints.
+        log_every: updates between metric rows.
+        checkpoint_every: updates between checkpoints.
+    """
+
+    epochs: int = 10
+    batch_size: int = 16
+    micro_batch: int = 4
+    lr: float = 5e-5
+    warmup: float = 0.03
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    thought_weight: float = 1.0
+    max_completion: int = 1024
+    buckets: Sequence[int] = ()
+    log_every: int = 1
+    checkpoint_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "micro_batch", "max_completion", "log_every", "checkpoint_every"):
+            check(getattr(self, name) >= 1, f"sft.{name}", ">= 1", getattr(self, name))
+        check(self.batch_size % self.micro_batch == 0, "sft.batch_size", "a multiple of sft.micro_batch",
+               self.batch_size)
+        check(self.lr > 0, "sft.lr", "> 0", self.lr)
+        check(0 <= self.warmup < 1, "sft.warmup", "in [0, 1)", self.warmup)
+        check(self.weight_decay >= 0, "sft.weight_decay", ">= 0", self.weight_decay)
+        check(self.max_grad_norm > 0, "sft.max_grad_norm", "> 0", self.max_grad_norm)
+        check(self.thought_weight >= 0, "sft.thought_weight", ">= 0", self.thought_weight)
+        check(all(b >= 1 for b in self.buckets), "sft.buckets", "positive lengths", tuple(self.buckets))
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """R = step_weight * R_step + rank_weight * R_rank (Eq. 5-7).
+
+    Attributes:
+        step_weight: weight of the reasoning-step reward (*paper*: 1).
+        rank_weight: weight of the ranking reward (*paper*: 2).
+        rank_form: ``log`` 1/log2(rank+1), ``reciprocal`` 1/rank, ``linear`` 1-(rank-1)/N (*reconstructed*: log).
+        steps_low, steps_high: the band of reasoning statements; null takes the 5th and 95th percentile of the SFT
+            targets (*reconstructed*).
+    """
+
+    step_weight: float = 1.0
+    rank_weight: float = 2.0
+    rank_form: Literal["log", "reciprocal", "linear"] = "log"
+    steps_low: int | None = None
+    steps_high: int | None = None
+
+    def __post_init__(self) -> None:
+        check(self.step_weight >= 0, "rewards.step_weight", ">= 0", self.step_weight)
+        check(self.rank_weight >= 0, "rewards.rank_weight", ">= 0", self.rank_weight)
+        low, high = self.steps_low, self.steps_high
+        check((low is None) == (high is None), "rewards.steps_low and rewards.steps_high", "set together",
+               (low, high))
+        if low is not None and high is not None:
+            check(1 <= low <= high, "rewards.steps_low", "in 1..rewards.steps_high", low)
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """Group relative policy optimisation of the adapter (Eq. 4).
+
+    Attributes:
+        epochs: passes over the RL queries (*paper*: 1).
+        group_size: completions a prompt, G (*reconstructed*: 8).
+        prompts_per_step: prompts an update (*reconstructed*: 8).
+        micro_prompts: prompts a device pass; gradients accumulate.
+        lr: AdamW learning rate (*paper*: 5e-6).
+        warmup: fraction of the updates with a linear warm-up.
+        schedule: learning rate after the warm-up.
+        weight_decay: AdamW's, on the adapter.
+        max_grad_norm: global-norm clipping.
+        temperature, top_p: of the rollouts (*paper*: 0.6 and 0.9).
+        max_new_tokens: completion limit in tokens (*reconstructed*: 1,024).
+        epsilon: lower clip range (*reconstructed*: 0.2).
+        epsilon_high: upper clip range; null equals epsilon.
+        beta: weight of the KL term (*reconstructed*: 0.04); 0 skips the reference pass.
+        loss: ``grpo`` (mean over a completion, then over completions), ``dr_grpo`` (sum over tokens divided by
+            max_new_tokens), ``dapo`` (mean over all tokens of the update).
+        scale_rewards: divide advantages by the group's standard deviation.
+        reference: the policy that KL is taken against: the adapter GRPO starts from (``sft``) or the ``base``.
+        iterations: updates on the same rollouts.
+        mask_truncated: drop completions that hit the limit from the loss.
+        steps: stop after this many updates; null runs all epochs.
+        start: the adapter GRPO starts from: ``sft``, or ``base`` for the paper's row without SFT.
+        checkpoint_every: updates between checkpoints.
+    """
+
+    epochs: int = 1
+    group_size: int = 8
+    prompts_per_step: int = 8
+    micro_prompts: int = 1
+    lr: float = 5e-6
+    warmup: float = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    temperature: float = 0.6
+    top_p: float = 0.9
+    max_new_tokens: int = 1024
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    beta: float = 0.04
+    loss: Literal["grpo", "dr_grpo", "dapo"] = "grpo"
+    scale_rewards: bool = True
+    reference: Literal["sft", "base"] = "sft"
+    iterations: int = 1
+    mask_truncated: bool = False
+    steps: int | None = None
+    start: Literal["sft", "base"] = "sft"
+    checkpoint_every: int = 10
+
+    def __post_init__(self) -> None:
+        check(self.group_size >= 2, "grpo.group_size", ">= 2", self.group_size,
+               "advantages divide by the group's std")
+        for name in ("epochs", "prompts_per_step", "micro_prompts", "max_new_tokens", "iterations",
+                     "checkpoint_every"):
+            check(getattr(self, name) >= 1, f"grpo.{name}", ">= 1", getattr(self, name))
+        check(self.prompts_per_step % self.micro_prompts == 0, "grpo.prompts_per_step",
+               "a multiple of grpo.micro_prompts", self.prompts_per_step)
+        check(self.lr > 0, "grpo.lr", "> 0", self.lr)
+        check(0 <= self.warmup < 1, "grpo.warmup", "in [0, 1)", self.warmup)
+        check(self.weight_decay >= 0, "grpo.weight_decay", ">= 0", self.weight_decay)
+        check(self.max_grad_norm > 0, "grpo.max_grad_norm", "> 0", self.max_grad_norm)
+        check(self.temperature > 0, "grpo.temperature", "> 0", self.temperature,
+               "greedy rollouts of one prompt are all the same")
+        check(0 < self.top_p <= 1, "grpo.top_p", "in (0, 1]", self.top_p)
+        check(0 < self.epsilon < 1, "grpo.epsilon", "in (0, 1)", self.epsilon)
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        check(high > 0, "grpo.epsilon_high", "> 0", high)
+        check(self.beta >= 0, "grpo.beta", ">= 0", self.beta)
+        check(self.steps is None or self.steps >= 1, "grpo.steps", ">= 1 or null", self.steps)
