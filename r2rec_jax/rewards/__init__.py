@@ -1,1 +1,1 @@
-"""rewards (see ARCHITECTURE.md)."""
+"""Rewards of GRPO (Eq. 5-7): text in, floats out."""

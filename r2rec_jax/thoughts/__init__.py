@@ -1,1 +1,1 @@
-"""thoughts (see ARCHITECTURE.md)."""
+"""Interaction-of-thoughts (Eq. 2): teachers, their validator, the store, and the ranking targets built from them."""

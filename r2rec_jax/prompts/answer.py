@@ -1,0 +1,244 @@
+"""The model's output: how it is written for training, and the parser that reads what a model wrote.
+
+The answer is the first ``<answer>...</answer>`` block after the last ``</think>``, or anywhere when the text has no
+``</think>``. A block that is not closed is no answer. The first mention of a candidate counts; repeats, and numbers or
+titles that are not candidates, are dropped and counted. An answer with no valid mention is not valid.
+
+Reasoning is what stands between the first ``<think>`` and the last ``</think>``. Chat templates of reasoning models
+already end in ``<think>``, so the completion has no opening tag: ``opened_think`` says so, and a format reward that
+misses it is always 0. A reasoning statement is a line with at least three words besides candidates' titles; numbered
+lines ("3. Heat") are answers in disguise and do not count, nor does a repeated line.
+
+The text may be anything a model can emit: nothing here raises on it, and the work is linear in its length.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+AnswerForm = Literal["numbers", "titles"]
+
+THINK, END_THINK = "<think>", "</think>"
+ANSWER, END_ANSWER = "<answer>", "</answer>"
+MIN_WORDS = 3
+
+_NUMBER = re.compile(r"(?<!\w)[-+]?[0-9]+(?:\.[0-9]+)?(?!\w)")
+_NUMBERED_LINE = re.compile(r"^[\W_]*[0-9]{1,3}\s*[.):\]]")
+_LIST_MARK = re.compile(r"^(?:[-*•]|[(\[]?[0-9]{1,3}[.):\]])\s+")
+_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_LAST_PARENTHESIS = re.compile(r"\([^()]*\)(?: \[[0-9]+\])?$")
+_TAG = re.compile(r"</?(?:think|answer)>")
+
+
+@dataclass(frozen=True)
+class ParsedAnswer:
+    """A parsed completion.
+
+    Attributes:
+        ranking: 0-based candidate positions in the order of their first mention.
+        duplicates: repeated mentions.
+        outside: numbers or titles that are no candidate.
+        has_answer: whether there is a closed answer block.
+        valid: whether it mentions at least one candidate.
+        statements: reasoning statements inside a closed think block.
+        reasoning: the text of that block.
+    """
+
+    ranking: tuple[int, ...]
+    duplicates: int
+    outside: int
+    has_answer: bool
+    valid: bool
+    statements: int
+    reasoning: str
+
+    def rank_of(self, position: int, n_candidates: int) -> int:
+        """1-based rank of a candidate; those not listed share the last rank, ``n_candidates``."""
+        return self.ranking.index(position) + 1 if position in self.ranking else n_candidates
+
+    @property
+    def copied_order(self) -> bool:
+        """Whether the answer repeats the prompt's own order 1, 2, 3, ... (two places at least)."""
+        return len(self.ranking) >= 2 and self.ranking == tuple(range(len(self.ranking)))
+
+
+def render_answer(order: Sequence[int], form: AnswerForm, titles: Sequence[str], top: int) -> str:
+    """The answer block.
+
+    Args:
+        order: 0-based candidate positions, best first, no repeats.
+        form: candidate numbers, or titles one a line.
+        titles: the candidates as displayed, in prompt order.
+        top: how many places are written.
+
+    Returns:
+        ``<answer>7, 3, 12</answer>``, or the block with one title a line.
+
+    Raises:
+        ValueError: a position repeats or lies outside the candidates, or there is none.
+    """
+    if not order or len(set(order)) != len(order) or not all(0 <= p < len(titles) for p in order):
+        raise ValueError(f"order must be distinct positions in 0..{len(titles) - 1}, at least one; got {list(order)}")
+    if top < 1:
+        raise ValueError(f"top must be >= 1; got {top}")
+    kept = order[:top]
+    if form == "numbers":
+        return f"{ANSWER}{', '.join(str(position + 1) for position in kept)}{END_ANSWER}"
+    lines = "\n".join(titles[position] for position in kept)
+    return f"{ANSWER}\n{lines}\n{END_ANSWER}"
+
+
+def render_rating(rating: int) -> str:
+    """The answer block of the rating question: ``<answer>4</answer>``."""
+    if rating not in (1, 2, 3, 4, 5):
+        raise ValueError(f"rating must be a whole number from 1 to 5; got {rating!r}")
+    return f"{ANSWER}{rating}{END_ANSWER}"
+
+
+def render_completion(statements: Sequence[str], answer: str, *, opened_think: bool = False) -> str:
+    r"""A whole completion.
+
+    Args:
+        statements: the reasoning, one line each; none at all leaves the think block out (or empty, when it is open).
+        answer: the answer block.
+        opened_think: the chat template already wrote ``<think>``; the completion then begins behind it.
+
+    Returns:
+        ``<think>\n...\n</think>\n<answer>...</answer>``, without the ``<think>\n`` when it is open already.
+
+    Raises:
+        ValueError: a statement is blank, has a line break or holds a tag.
+    """
+    for statement in statements:
+        if not statement.strip() or len(statement.splitlines()) != 1 or _TAG.search(statement):
+            raise ValueError(f"a statement must be one non-empty line without tags; got {statement!r}")
+    if not statements:
+        return f"{END_THINK}\n{answer}" if opened_think else answer
+    body = "\n".join([*statements, END_THINK, answer])
+    return body if opened_think else f"{THINK}\n{body}"
+
+
+def split_completion(text: str, *, opened_think: bool) -> tuple[str, str | None]:
+    """The reasoning (empty unless its block is closed) and the inside of the answer block (None without one)."""
+    if opened_think:
+        text = THINK + text
+    end = text.rfind(END_THINK)
+    reasoning, rest = "", text
+    if end >= 0:
+        start = text.find(THINK)
+        if 0 <= start < end:
+            reasoning = text[start + len(THINK):end]
+        rest = text[end + len(END_THINK):]
+    opening = rest.find(ANSWER)
+    closing = rest.find(END_ANSWER, opening) if opening >= 0 else -1
+    if closing < 0:
+        return reasoning.strip(), None
+    opening = rest.rfind(ANSWER, 0, closing)
+    return reasoning.strip(), rest[opening + len(ANSWER):closing]
+
+
+def count_statements(reasoning: str, titles: Sequence[str] = ()) -> int:
+    """Reasoning statements: distinct, unnumbered lines with at least three words besides the candidates' titles."""
+    pattern = _titles_pattern(titles)
+    seen: set[str] = set()
+    for line in re.split(r"[\r\n]+", reasoning):
+        line = " ".join(_TAG.sub(" ", line).split())
+        if line in seen or _NUMBERED_LINE.match(line):
+            continue
+        without = pattern.sub(" ", line) if pattern else line
+        if len(_WORD.findall(without)) >= MIN_WORDS:
+            seen.add(line)
+    return len(seen)
+
+
+def _titles_pattern(titles: Sequence[str]) -> re.Pattern[str] | None:
+    """Matches candidates as listed: a label, or its title followed by anything in parentheses."""
+    names = sorted({name for title in titles for name in (title, _bare(title)) if name}, key=len, reverse=True)
+    if not names:
+        return None
+    return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, names)) + r")(?:\s*\([^()]*\))*(?!\w)")
+
+
+def _bare(title: str) -> str:
+    """A label without its last parenthesis: ``Heat (1995)`` -> ``Heat``."""
+    return _LAST_PARENTHESIS.sub("", title).rstrip()
+
+
+def _count_mentions(mentions: Sequence[int | None]) -> tuple[tuple[int, ...], int, int]:
+    """First mentions in order, the number of repeats, and the number of mentions outside the list."""
+    inside = [m for m in mentions if m is not None]
+    ranking = tuple(dict.fromkeys(inside))
+    return ranking, len(inside) - len(ranking), len(mentions) - len(inside)
+
+
+def _read_numbers(block: str, n_candidates: int) -> list[int | None]:
+    """Each number as a 0-based position, None when it is no candidate's. Huge numbers never reach ``int``."""
+    width = len(str(n_candidates))
+    mentions: list[int | None] = []
+    for found in _NUMBER.findall(block):
+        digits = found.lstrip("0")
+        inside = found.isdigit() and 0 < len(digits) <= width and int(digits) <= n_candidates
+        mentions.append(int(digits) - 1 if inside else None)
+    return mentions
+
+
+def _read_titles(block: str, titles: Sequence[str]) -> list[int | None]:
+    """Each line as a 0-based position: the label exactly, else without list mark and case, else without year."""
+    exact = {title: position for position, title in enumerate(titles)}
+    folded: dict[str, list[int]] = {}
+    bare: dict[str, list[int]] = {}
+    for position, title in enumerate(titles):
+        folded.setdefault(title.casefold(), []).append(position)
+        bare.setdefault(_bare(title).casefold(), []).append(position)
+
+    def find(line: str) -> int | None:
+        line = line.strip()
+        if line in exact:
+            return exact[line]
+        plain = _LIST_MARK.sub("", line).strip(" \"'*,;").casefold()
+        for index, key in ((folded, plain), (bare, _bare(plain))):
+            if len(index.get(key, ())) == 1:
+                return index[key][0]
+        return None
+
+    lines = [line for line in block.split("\n") if line.strip()]
+    if len(lines) == 1 and find(lines[0]) is None:
+        lines = [part for part in lines[0].split(";") if part.strip()]
+    return [find(line) for line in lines]
+
+
+def parse_completion(text: str, *, form: AnswerForm, titles: Sequence[str], opened_think: bool) -> ParsedAnswer:
+    """Read a model's completion.
+
+    Args:
+        text: the decoded completion, without the prompt.
+        form: the form that was asked for.
+        titles: the candidates as displayed, in prompt order.
+        opened_think: whether the prompt already ended in ``<think>``.
+
+    Returns:
+        What it says; never raises on any text.
+
+    Example:
+        >>> parse_completion("Drama fits them best.</think><answer>2, 9, 2, 1</answer>", form="numbers",
+        ...                  titles=["Heat", "Big"], opened_think=True)
+        ParsedAnswer(ranking=(1, 0), duplicates=1, outside=1, has_answer=True, valid=True, statements=1, \
+reasoning='Drama fits them best.')
+    """
+    reasoning, block = split_completion(text, opened_think=opened_think)
+    mentions: list[int | None] = []
+    if block is not None:
+        mentions = _read_numbers(block, len(titles)) if form == "numbers" else _read_titles(block, titles)
+    ranking, duplicates, outside = _count_mentions(mentions)
+    return ParsedAnswer(ranking, duplicates, outside, block is not None, bool(ranking),
+                        count_statements(reasoning, titles), reasoning)
+
+
+def parse_rating(text: str, *, opened_think: bool) -> int | None:
+    """The rating in the answer block; None unless it holds exactly one number, a whole one from 1 to 5."""
+    _, block = split_completion(text, opened_think=opened_think)
+    numbers = _NUMBER.findall(block) if block is not None else []
+    return int(numbers[0]) if len(numbers) == 1 and numbers[0] in {"1", "2", "3", "4", "5"} else None

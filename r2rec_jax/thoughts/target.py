@@ -1,0 +1,178 @@
+"""The SFT target of a ranking prompt: statements that are true of the prompt, then the order (section 3.3.1).
+
+Reasoning goes from the recent likes over the chains that the prompt shows to the taste they add up to. Only the last
+statement names the true item. The order begins with it; the others follow by a score from training edges, which carries
+no label, ties by a keyed hash. Facts and counts are taken from what the prompt displays, never from behind it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from r2rec_jax.config import PromptConfig
+from r2rec_jax.data.interactions import Item
+from r2rec_jax.prompts.answer import render_answer, render_completion
+from r2rec_jax.prompts.ranking import shown_chains
+from r2rec_jax.prompts.templates import Wording, wording
+from r2rec_jax.prompts.verbalize import genre_texts, item_labels, rating_words, title_text
+from r2rec_jax.prompts.views import QueryView
+from r2rec_jax.thoughts.teacher import Thought, end_once, join_words, keyed_number, pick
+
+
+@dataclass(frozen=True)
+class RankingTarget:
+    """What the model should answer to a ranking prompt.
+
+    Attributes:
+        statements: the reasoning; only the last one names the true item.
+        order: 0-based candidate positions, best first, the true item in front; already cut to ``answer.top``.
+    """
+
+    statements: tuple[str, ...]
+    order: tuple[int, ...]
+
+    def completion(self, view: QueryView, config: PromptConfig, *, opened_think: bool) -> str:
+        """The completion that SFT trains on."""
+        answer = render_answer(self.order, config.answer.form, item_labels(view.candidates), config.answer.top)
+        return render_completion(self.statements, answer, opened_think=opened_think)
+
+
+def write_ranking_target(
+    view: QueryView,
+    thoughts: Sequence[Thought | None],
+    target_position: int,
+    scores: Sequence[float],
+    config: PromptConfig,
+    key: str,
+    chains_kept: int | None = None,
+) -> RankingTarget:
+    """Write the target of one query.
+
+    Args:
+        view: what the prompt shows.
+        thoughts: one for each of ``view.chains``; None where the teacher gave up.
+        target_position: 0-based position of the true item among the candidates.
+        scores: of the candidates, from training edges only; higher comes first.
+        config: the prompt's switches.
+        key: chooses among phrasings and breaks ties.
+        chains_kept: as in the prompt: thoughts are given for the chains that it shows.
+
+    Raises:
+        ValueError: the lengths do not fit, or the position is outside the candidates.
+    """
+    count = len(view.candidates)
+    if not 0 <= target_position < count:
+        raise ValueError(f"target_position must be in 0..{count - 1}; got {target_position}")
+    if len(scores) != count or len(thoughts) != len(view.chains):
+        raise ValueError(f"a ranking target needs a score for each of {count} candidates and a thought for each of "
+                         f"{len(view.chains)} chains; got {len(scores)} and {len(thoughts)}")
+    ties = [keyed_number(key, "order", item.item_id) for item in view.candidates]
+    others = sorted((p for p in range(count) if p != target_position), key=lambda p: (-float(scores[p]), ties[p]))
+    order = (target_position, *others)[:config.answer.top]
+    if config.thoughts == "none":
+        return RankingTarget((), order)
+    return RankingTarget(_statements(view, thoughts, target_position, config, key, chains_kept), order)
+
+
+def _statements(
+    view: QueryView, thoughts: Sequence[Thought | None], target_position: int, config: PromptConfig, key: str,
+    chains_kept: int | None,
+) -> tuple[str, ...]:
+    words = wording(view.domain if config.domain == "auto" else config.domain)
+    answer = view.candidates[target_position]
+    name = title_text(answer).casefold()
+    liked = view.liked[:config.liked]
+    chains = shown_chains(view, config, chains_kept)
+    statements = _likes(liked, name, words, key)
+    tastes = [item for item, _ in liked]
+    for chain, thought in zip(chains, thoughts[len(thoughts) - len(chains):], strict=True):
+        if name in (title_text(chain.item0).casefold(), title_text(chain.item1).casefold()):
+            continue  # another item of the answer's name: its thought would seem to name the answer too early
+        if config.thoughts == "completion" and thought is not None:
+            statements += [thought.one_line] if config.detail == "brief" else list(thought.statements)
+        tastes += [item for item, rating in ((chain.item0, chain.rating_u0), (chain.item1, chain.rating_u1))
+                   if rating >= 4]
+    tastes = list({item.item_id: item for item in tastes}.values())
+    taste = _taste_genres(tastes)
+    if taste:
+        statements.append(pick([f"Taken together, they like {join_words(taste)} most.",
+                                f"All in all the taste is {join_words(taste)}.",
+                                f"So the {words.genres} to look for: {join_words(taste)}."], key, "taste"))
+    statements.append(_conclusion(view, target_position, tastes, taste, config, key))
+    return tuple(dict.fromkeys(end_once(statement) for statement in statements))
+
+
+def _likes(liked: Sequence[tuple[Item, float]], answer: str, words: Wording, key: str) -> list[str]:
+    """What the recent likes have in common: genres, years, and which were liked most."""
+    if not liked:
+        return []
+    counts = Counter(genre for item, _ in liked for genre in genre_texts(item))
+    recurring = [(genre, n) for genre, n in counts.most_common(3) if n >= 2]
+    statements = []
+    if recurring:
+        listed = join_words([f"{n} are {genre}" for genre, n in recurring])
+        statements.append(pick([f"Of {len(liked)} recent likes, {listed}.",
+                                f"Among the {len(liked)} recent likes {listed}.",
+                                f"In the {len(liked)} {words.items} they liked last, {listed}."], key, "genres"))
+    elif counts:
+        listed = join_words(list(counts)[:4])
+        statements.append(pick([f"No {words.genre} recurs in the recent likes; they include {listed}.",
+                                f"The recent likes vary: {listed}."], key, "genres"))
+    years = sorted(item.year for item, _ in liked if item.year is not None)
+    if len(years) == len(liked) > 1:
+        statements.append(_years(years, words, key))
+    best = max(rating for _, rating in liked)
+    favourites = [title_text(item) for item, rating in liked if rating == best]
+    if len(favourites) < len(liked) and answer not in [title.casefold() for title in favourites]:
+        verdict = f"{best:g} ({rating_words(best)})"
+        listed = join_words(favourites) if len(favourites) <= 2 else f"{favourites[0]} and {len(favourites) - 1} more"
+        statements.append(pick([f"Their highest rating of these, {verdict}, went to {listed}.",
+                                f"Of these, {listed} got their best rating, {verdict}."], key, "best"))
+    return statements
+
+
+def _years(years: Sequence[int], words: Wording, key: str) -> str:
+    decades = {year // 10 * 10 for year in years}
+    if len(decades) == 1:
+        return pick([f"All of these are from the {decades.pop()}s.", f"Their years lie between {years[0]} and "
+                     f"{years[-1]}." if years[0] < years[-1] else f"All of these are from {years[0]}."], key, "years")
+    middle = Counter(year // 10 * 10 for year in years).most_common(1)[0]
+    mostly = f", mostly the {middle[0]}s" if 2 * middle[1] > len(years) else ""
+    return pick([f"They range from {years[0]} to {years[-1]}{mostly}.",
+                 f"Their years run from {years[0]} to {years[-1]}{mostly}."], key, "years")
+
+
+def _taste_genres(items: Sequence[Item]) -> list[str]:
+    """The most frequent genres of what the prompt shows as liked: up to three, those seen once only if none recurs."""
+    counts = Counter(genre for item in items for genre in genre_texts(item))
+    ranked = counts.most_common(3)
+    return [genre for genre, n in ranked if n >= 2] or [genre for genre, _ in ranked[:2]]
+
+
+def _conclusion(
+    view: QueryView, target_position: int, tastes: Sequence[Item], taste: Sequence[str], config: PromptConfig, key: str
+) -> str:
+    """The only statement that names the true item, with a reason that is true of the prompt where there is one."""
+    answer = view.candidates[target_position]
+    label = item_labels(view.candidates)[target_position]
+    number = f" (candidate {target_position + 1})" if config.answer.form == "numbers" else ""
+    genres = genre_texts(answer)
+    shared = [genre for genre in genres if genre in taste]
+    overlap = [len(set(genres) & set(genre_texts(item))) for item in tastes]
+    nearest = tastes[int(np.argmax(overlap))] if overlap and max(overlap) > 0 else None
+    years = [item.year for item in tastes if item.year is not None]
+    reason = ""
+    if shared:
+        reason = pick([f", as it is {join_words(shared)}", f": it has the {join_words(shared)} they like"],
+                      key, "reason")
+    elif nearest is not None:
+        common = join_words([genre for genre in genres if genre in genre_texts(nearest)])
+        reason = f", sharing {common} with {title_text(nearest)}"
+    elif answer.year is not None and any(abs(answer.year - year) <= 5 for year in years):
+        reason = f"; like others they liked, it is from around {answer.year}"
+    return pick([f"Among the candidates, {label}{number} fits best{reason}.",
+                 f"Of all candidates, {label}{number} comes closest{reason}."], key, "conclusion")

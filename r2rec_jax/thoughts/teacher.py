@@ -1,0 +1,90 @@
+"""What a teacher is: something that writes the thought of a chain.
+
+A teacher sees the whole chain, closing rating included, and has to reason as if it did not (section 3.2.2).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from r2rec_jax.prompts.views import ChainView
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Thought:
+    """One interaction-of-thought.
+
+    Attributes:
+        statements: the reasoning, hop by hop, one line each; the last one draws the conclusion.
+        rating: the rating that it arrives at.
+        teacher: the name of the teacher that wrote it.
+        brief: the whole thought in one line, for ``prompts.detail: brief``; unlike ``statements`` it may read the
+            closing rating, which ranking prompts show. Empty falls back to the last statement.
+    """
+
+    statements: tuple[str, ...]
+    rating: int
+    teacher: str
+    brief: str = ""
+
+    @property
+    def one_line(self) -> str:
+        """The brief form."""
+        return self.brief or self.statements[-1]
+
+
+class Teacher(Protocol):
+    """Writes thoughts. ``name`` goes into the thought, ``version`` into the key it is stored under."""
+
+    @property
+    def name(self) -> str:
+        """Short name: ``template``, ``local``."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Everything that changes what it writes: wording, model, sampling settings."""
+        ...
+
+    def write_many(self, chains: Sequence[ChainView], keys: Sequence[str]) -> list[Thought | None]:
+        """A validated thought for each chain, None where the teacher gave up. ``keys`` seed the randomness."""
+        ...
+
+
+def write(teacher: Teacher, chain: ChainView, key: str) -> Thought:
+    """One thought.
+
+    Raises:
+        ValueError: the teacher gave up.
+    """
+    thought = teacher.write_many([chain], [key])[0]
+    if thought is None:
+        raise ValueError(f"teacher {teacher.name!r} must write a valid thought for every chain asked for singly; "
+                         "got none; raise thoughts.attempts or use thoughts.teacher: template")
+    return thought
+
+
+def keyed_number(*key: str) -> int:
+    """64 bits of a hash of the key: the same on every machine, and independent of other keys."""
+    text = "\x1f".join(key).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def pick(options: Sequence[_T], *key: str) -> _T:
+    """One of the options, by :func:`keyed_number`."""
+    return options[keyed_number(*key) % len(options)]
+
+
+def join_words(words: Sequence[str]) -> str:
+    """``Action``, ``Action and Crime``, ``Action, Crime and Drama``."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+def end_once(sentence: str) -> str:
+    """A sentence without the full stop behind a title that ends in ``!``, ``?`` or a stop of its own."""
+    return sentence[:-1] if sentence[-2:] in ("!.", "?.", "..", "….") else sentence
