@@ -1,1 +1,1 @@
-"""tokens (see ARCHITECTURE.md)."""
+"""Text to token ids and back, examples, batches, and the order they come in."""
