@@ -1,1 +1,1 @@
-"""evaluation (see ARCHITECTURE.md)."""
+"""Judging a recommender: ranking metrics, the protocol over frozen candidate lists, significance, tables."""

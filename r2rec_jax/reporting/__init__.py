@@ -1,1 +1,1 @@
-"""reporting (see ARCHITECTURE.md)."""
+"""What a person looks at after a run: plots of the training curves."""

@@ -1,0 +1,146 @@
+"""What a system answered for one user, and the JSON Lines files that keep it.
+
+One file per system, one line per query, in the order in which the answers came. A file is the resume point of an
+evaluation and the input of every paired test and breakdown, so a line holds all that a later reader may need: the
+prompt, the raw output, what was understood, and where the target stood.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from r2rec_jax.evaluation.ranking import MISS
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One system's answer to one query.
+
+    Attributes:
+        system: name as in the result tables (``base``, ``sft``, ...).
+        source: identity of what answered: a fingerprint of the checkpoint and of the settings that shape its answers.
+        query_id: the frozen query.
+        user_id: raw id of the user.
+        prompt: the whole user message.
+        output: the raw completion, end token removed.
+        ranking: raw item ids in the order of the answer, first mentions only; may be incomplete or empty.
+        target: raw item id of the target.
+        candidates: raw item ids in the order of the prompt.
+        target_title: the target as the prompt displays it.
+        rank: 1-based rank of the target; :data:`~r2rec_jax.evaluation.ranking.MISS` when the answer is invalid.
+        valid: the answer names at least one candidate.
+        duplicates: repeated mentions that were dropped.
+        outside: numbers or titles outside the candidates that were dropped.
+        statements: reasoning statements inside ``<think>``.
+        tokens: completion length in tokens, the end token included.
+        truncated: the completion hit the length limit.
+        copied_order: the answer repeats the order of the prompt.
+        seconds: wall-clock seconds for this user, its share of the batch, compilation not counted.
+    """
+
+    system: str
+    source: str
+    query_id: str
+    user_id: str
+    prompt: str
+    output: str
+    ranking: tuple[str, ...]
+    target: str
+    candidates: tuple[str, ...]
+    target_title: str
+    rank: float
+    valid: bool
+    duplicates: int
+    outside: int
+    statements: int
+    tokens: int
+    truncated: bool
+    copied_order: bool
+    seconds: float
+
+    def to_json(self) -> str:
+        """One line of JSON; an infinite rank is written as null."""
+        plain = asdict(self)
+        plain["rank"] = None if self.rank == MISS else int(self.rank)
+        return json.dumps(plain, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Prediction:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: the line is not JSON, or lacks or has extra fields.
+        """
+        plain: Any = json.loads(line)
+        names = {f.name for f in fields(cls)}
+        if not isinstance(plain, dict) or plain.keys() != names:
+            got = sorted(plain) if isinstance(plain, dict) else type(plain).__name__
+            raise ValueError(f"a prediction must have the fields {sorted(names)}; got {got}")
+        for name in ("ranking", "candidates"):
+            plain[name] = tuple(plain[name])
+        plain["rank"] = MISS if plain["rank"] is None else plain["rank"]
+        return cls(**plain)
+
+
+def read_predictions(path: str | Path) -> list[Prediction]:
+    """All predictions of a file, in file order.
+
+    A last line without its line break was torn by a kill and is left out.
+
+    Raises:
+        ValueError: a complete line cannot be read (names file and line), or a query appears twice.
+    """
+    text = Path(path).read_bytes()
+    complete = text[:text.rfind(b"\n") + 1]
+    found: dict[str, Prediction] = {}
+    for number, line in enumerate(complete.decode("utf-8").split("\n")[:-1], start=1):
+        try:
+            prediction = Prediction.from_json(line)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}, is no prediction ({error}); delete the file to evaluate "
+                             "again") from None
+        if prediction.query_id in found:
+            raise ValueError(f"{path} must answer a query once; line {number} repeats {prediction.query_id}")
+        found[prediction.query_id] = prediction
+    return list(found.values())
+
+
+class PredictionLog:
+    """A predictions file that grows as answers come, and survives a kill at any moment.
+
+    Args:
+        path: the JSON Lines file; made with its folder when absent.
+        source: only predictions with this identity are kept; those of another checkpoint or other settings are
+            dropped from the file, and counted in ``dropped``.
+    """
+
+    def __init__(self, path: str | Path, source: str) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = read_predictions(self.path) if self.path.exists() else []
+        self.done = {p.query_id: p for p in kept if p.source == source}
+        self.dropped = len(kept) - len(self.done)
+        if self.path.exists():
+            self._rewrite()
+
+    def append(self, predictions: Iterable[Prediction]) -> None:
+        """Add predictions; they are on disk when this returns."""
+        new = list(predictions)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.writelines(p.to_json() + "\n" for p in new)
+            file.flush()
+            os.fsync(file.fileno())
+        self.done.update((p.query_id, p) for p in new)
+
+    def _rewrite(self) -> None:
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(p.to_json() + "\n" for p in self.done.values())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)

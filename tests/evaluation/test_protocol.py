@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from r2rec_jax.evaluation.predictions import Prediction, PredictionLog, read_predictions
+from r2rec_jax.evaluation.protocol import Completions, EvaluationQuery, OnTokens, evaluate_system, judge, summarize
+from r2rec_jax.evaluation.ranking import MISS
+
+
+def make_query(number: int, target: int = 1, n: int = 4, prompt_tokens: int = 3) -> EvaluationQuery:
+    return EvaluationQuery(
+        query_id=f"test-{number}", user_id=f"u{number}", candidates=tuple(f"i{number}-{j}" for j in range(n)),
+        titles=tuple(f"Title {j} \u2028é" for j in range(n)), target=target, prompt=f"prompt {number}",
+        prompt_ids=tuple(range(prompt_tokens)))
+
+
+class ScriptedModel:
+    """Answers that depend on the row and the prompt only; records what it was asked, and may die."""
+
+    def __init__(self, dies_after: int | None = None) -> None:
+        self.calls: list[list[int]] = []
+        self.dies_after = dies_after
+
+    def __call__(self, rows: Sequence[int], prompts: Sequence[Sequence[int]], on_tokens: OnTokens) -> Completions:
+        if self.dies_after is not None and len(self.calls) >= self.dies_after:
+            raise KeyboardInterrupt
+        self.calls.append(list(rows))
+        on_tokens(7)
+        order = [np.random.default_rng([row, len(p)]).permutation(4) + 1 for row, p in zip(rows, prompts, strict=True)]
+        texts = tuple(f"<think>\nThey like slow films.\n</think>\n<answer>{', '.join(map(str, o))}</answer>"
+                      for o in order)
+        return Completions(texts, tuple(len(t) for t in texts), tuple(row % 3 == 0 for row in rows), compile_s=0.25)
+
+
+def plain(predictions: Sequence[Prediction]) -> list[Prediction]:
+    return [replace(p, seconds=0.0) for p in predictions]
+
+
+def test_judge_fills_every_field():
+    query = make_query(7, target=2)
+    text = "<think>\nThey like slow films.\n</think>\n<answer>4, 3, 4, 9, 1</answer>"
+    got = judge("sft", "abc", query, text, tokens=12, truncated=False, seconds=0.5, form="numbers")
+    assert got == Prediction(
+        system="sft", source="abc", query_id="test-7", user_id="u7", prompt="prompt 7", output=text,
+        ranking=("i7-3", "i7-2", "i7-0"), target="i7-2", candidates=("i7-0", "i7-1", "i7-2", "i7-3"),
+        target_title="Title 2 \u2028é", rank=2, valid=True, duplicates=1, outside=1, statements=1, tokens=12,
+        truncated=False, copied_order=False, seconds=0.5)
+
+
+@pytest.mark.parametrize(("text", "rank", "valid", "copied"), [
+    ("<answer>1, 2, 3, 4</answer>", 2, True, True),
+    ("<answer>1</answer>", 4, True, False),
+    ("<answer>0, 5, 17</answer>", MISS, False, False),
+    ("I cannot say.", MISS, False, False),
+    ("<answer>2, 1", MISS, False, False),
+])
+def test_ranks_of_partial_and_invalid_answers(text, rank, valid, copied):
+    got = judge("base", "s", make_query(0), text, tokens=1, truncated=False, seconds=0, form="numbers")
+    assert (got.rank, got.valid, got.copied_order) == (rank, valid, copied)
+
+
+def test_predictions_come_in_query_order_and_are_on_disk(tmp_path):
+    queries = [make_query(i, prompt_tokens=5 + i % 4) for i in range(10)]
+    model = ScriptedModel()
+    path = tmp_path / "predictions" / "sft.jsonl"
+    got = evaluate_system("sft", queries, model, path=path, source="s", batch_size=4)
+    assert [p.query_id for p in got] == [q.query_id for q in queries]
+    assert [len(c) for c in model.calls] == [4, 4, 2]
+    lengths = [len(queries[row].prompt_ids) for call in model.calls for row in call]
+    assert lengths == sorted(lengths, reverse=True)
+    assert sorted(read_predictions(path), key=lambda p: p.query_id) == sorted(got, key=lambda p: p.query_id)
+    assert got[3].truncated and not got[4].truncated
+
+
+def test_a_stopped_evaluation_goes_on_and_equals_one_never_stopped(tmp_path):
+    queries = [make_query(i, prompt_tokens=5 + i % 4) for i in range(11)]
+    path = tmp_path / "sft.jsonl"
+    whole = evaluate_system("sft", queries, ScriptedModel(), path=tmp_path / "whole.jsonl", source="s", batch_size=3)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_system("sft", queries, ScriptedModel(dies_after=2), path=path, source="s", batch_size=3)
+    raw = path.read_bytes()
+    assert raw.count(b"\n") == 6
+    # The kill tore the sixth line.
+    path.write_bytes(raw[:-7])
+    model = ScriptedModel()
+    resumed = evaluate_system("sft", queries, model, path=path, source="s", batch_size=3)
+    assert plain(resumed) == plain(whole)
+    assert len(model.calls) == 3, "the first batch is kept, the torn one and the two missing ones are generated"
+    assert len(read_predictions(path)) == 11
+    again = ScriptedModel()
+    assert evaluate_system("sft", queries, again, path=path, source="s", batch_size=3) == resumed
+    assert not again.calls
+
+
+def test_predictions_of_another_checkpoint_are_not_reused(tmp_path):
+    queries = [make_query(i) for i in range(3)]
+    path = tmp_path / "sft.jsonl"
+    evaluate_system("sft", queries, ScriptedModel(), path=path, source="old", batch_size=2)
+    model = ScriptedModel()
+    got = evaluate_system("sft", queries, model, path=path, source="new", batch_size=2)
+    assert sum(map(len, model.calls)) == 3
+    assert {p.source for p in read_predictions(path)} == {"new"} == {p.source for p in got}
+
+
+def test_bad_input_is_refused(tmp_path):
+    path = tmp_path / "p.jsonl"
+    with pytest.raises(ValueError, match="at least one"):
+        evaluate_system("sft", [], ScriptedModel(), path=path, source="s", batch_size=2)
+    with pytest.raises(ValueError, match="distinct"):
+        evaluate_system("sft", [make_query(1)] * 2, ScriptedModel(), path=path, source="s", batch_size=2)
+    with pytest.raises(ValueError, match="batch_size must be >= 1"):
+        evaluate_system("sft", [make_query(1)], ScriptedModel(), path=path, source="s", batch_size=0)
+    with pytest.raises(ValueError, match="one answer a prompt"):
+        evaluate_system("sft", [make_query(1)], lambda *_: Completions((), (), ()), path=path, source="s",
+                        batch_size=1)
+    with pytest.raises(ValueError, match="target among them"):
+        make_query(1, target=4)
+
+
+def test_a_line_that_is_no_prediction_is_named(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"query_id": "a"}\n')
+    with pytest.raises(ValueError, match=r"p\.jsonl, line 1, is no prediction"):
+        read_predictions(path)
+    good = judge("base", "s", make_query(0), "", tokens=1, truncated=False, seconds=0, form="numbers").to_json()
+    path.write_text(f"{good}\n{good}\n")
+    with pytest.raises(ValueError, match="line 2 repeats test-0"):
+        read_predictions(path)
+
+
+def test_json_round_trip_keeps_misses_and_ranks(tmp_path):
+    log = PredictionLog(tmp_path / "p.jsonl", "s")
+    for number, text in enumerate(["", "<answer>2</answer>"]):
+        log.append([judge("base", "s", make_query(number), text, tokens=1, truncated=True, seconds=0.1,
+                          form="numbers")])
+    lines = (tmp_path / "p.jsonl").read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line)["rank"] for line in lines[:2]] == [None, 1]
+    assert read_predictions(tmp_path / "p.jsonl") == list(log.done.values())
+
+
+def test_summary_counts_invalid_answers_as_misses():
+    texts = ["<answer>2</answer>", "<answer>1, 2, 3</answer>", "<answer>4, 4, 3, 2, 9</answer>", "no answer"]
+    predictions = [judge("base", "s", make_query(i), text, tokens=10 + i, truncated=i == 3, seconds=float(i),
+                         form="numbers") for i, text in enumerate(texts)]
+    row = summarize(predictions, dataset="ml-100k", negatives="uniform", split="last-positive", seed=3)
+    assert row["hr@1"] == 1 / 4
+    assert row["hr@3"] == 3 / 4
+    assert row["ndcg@3"] == pytest.approx((1 + 1 / np.log2(3) + 1 / 2) / 4)
+    assert row["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 4)
+    assert (row["valid_rate"], row["truncation_rate"], row["order_copying_rate"]) == (0.75, 0.25, 0.25)
+    assert (row["duplicates_per_answer"], row["outside_per_answer"]) == (0.25, 0.25)
+    assert (row["users"], row["seconds_per_user"], row["tokens_per_answer"]) == (4, 1.5, 11.5)
+    assert [row[k] for k in ("system", "dataset", "negatives", "split", "seed")] == [
+        "base", "ml-100k", "uniform", "last-positive", 3]
+    json.dumps(row, allow_nan=False)
+
+
+def test_summary_refuses_mixed_or_missing_systems():
+    one = judge("base", "s", make_query(0), "", tokens=1, truncated=False, seconds=0, form="numbers")
+    for predictions in ([], [one, replace(one, system="sft")]):
+        with pytest.raises(ValueError, match="one system"):
+            summarize(predictions, dataset="d", negatives="uniform", split="last-positive", seed=0)
+
+
+def test_compile_time_is_not_counted_per_user(tmp_path):
+    class Slow(ScriptedModel):
+        def __call__(self, rows, prompts, on_tokens):
+            return replace(super().__call__(rows, prompts, on_tokens), compile_s=1e6)
+
+    got = evaluate_system("sft", [make_query(0)], Slow(), path=tmp_path / "p.jsonl", source="s", batch_size=1)
+    assert got[0].seconds == 0

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r2rec_jax.evaluation.predictions import Prediction
+from r2rec_jax.evaluation.ranking import MISS, ndcg_values
+from r2rec_jax.evaluation.significance import compare, paired_bootstrap
+
+
+def test_interval_and_p_agree_with_the_normal_approximation():
+    rng = np.random.default_rng(0)
+    a, b = (rng.random((2, 1000)) < [[0.40], [0.35]]).astype(float)
+    got = paired_bootstrap(a, b)
+    error = (a - b).std(ddof=1) / np.sqrt(1000)
+    assert got.difference == pytest.approx((a - b).mean())
+    assert got.low == pytest.approx(got.difference - 1.96 * error, abs=0.15 * error)
+    assert got.high == pytest.approx(got.difference + 1.96 * error, abs=0.15 * error)
+    from scipy.stats import norm
+    assert got.p == pytest.approx(2 * norm.sf(abs(got.difference) / error), abs=0.02)
+    assert (got.users, got.draws) == (1000, 10_000)
+
+
+def test_pairing_matters():
+    # The same two marginals: paired they differ on every fifth user in one direction only.
+    a = np.tile([1.0, 1, 0, 0, 1], 40)
+    b = np.tile([1.0, 1, 0, 0, 0], 40)
+    assert paired_bootstrap(a, b).p < 0.001
+    assert paired_bootstrap(a, np.random.default_rng(0).permutation(b)).low < paired_bootstrap(a, b).low
+
+
+def test_equal_systems_are_not_different():
+    got = paired_bootstrap([1, 0, 1], [1, 0, 1])
+    assert (got.difference, got.low, got.high, got.p) == (0, 0, 0, 1)
+
+
+def test_sides_swap_and_seeds_decide():
+    rng = np.random.default_rng(1)
+    a, b = rng.random((2, 60))
+    there, back = paired_bootstrap(a, b, seed=3), paired_bootstrap(b, a, seed=3)
+    assert there.difference == -back.difference
+    assert (there.low, there.p) == pytest.approx((-back.high, back.p))
+    assert paired_bootstrap(a, b, seed=3) == there
+    assert paired_bootstrap(a, b, seed=4) != there
+
+
+def test_the_number_of_draws_is_kept_across_chunks():
+    got = paired_bootstrap([1.0, 1.0], [0.0, 0.0], draws=1234)
+    assert got.draws == 1234
+    assert got.p == pytest.approx(2 / 1235)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40))
+def test_interval_holds_what_it_must(pairs):
+    a, b = np.array(pairs, dtype=float).T
+    got = paired_bootstrap(a, b, draws=400)
+    assert -1 <= got.low <= got.high <= 1
+    assert 2 / 401 <= got.p <= 1
+
+
+@pytest.mark.parametrize(("a", "b"), [([], []), ([1.0], [1.0, 0.0]), ([[1.0]], [[1.0]]), ([np.inf], [0.0])])
+def test_unpaired_or_infinite_values_are_refused(a, b):
+    with pytest.raises(ValueError, match="must"):
+        paired_bootstrap(a, b)
+
+
+def make(query: int, rank: float, candidates: tuple[str, ...] = ("x", "y")) -> Prediction:
+    return Prediction(system="a", source="s", query_id=f"q{query}", user_id=f"u{query}", prompt="", output="",
+                      ranking=(), target="x", candidates=candidates, target_title="X", rank=rank, valid=True,
+                      duplicates=0, outside=0, statements=0, tokens=1, truncated=False, copied_order=False, seconds=0)
+
+
+def test_compare_pairs_by_query():
+    a = [make(0, 1), make(1, 2), make(2, 1)]
+    b = [make(2, MISS), make(0, 1), make(1, 2)]
+    assert compare(a, b, draws=100).difference == pytest.approx(1 / 3)
+    by_gain = compare(a, b, draws=100, values=lambda ranks: ndcg_values(ranks, 3))
+    assert by_gain.difference == pytest.approx(1 / 3)
+
+
+def test_compare_refuses_other_queries_or_candidates():
+    a = [make(0, 1), make(1, 2)]
+    with pytest.raises(ValueError, match=r"same queries; 1 are .* q1 first"):
+        compare(a, a[:1])
+    with pytest.raises(ValueError, match="same candidates; query q1"):
+        compare(a, [a[0], make(1, 2, ("x", "z"))])
+    with pytest.raises(ValueError, match="same candidates"):
+        compare(a, [a[0], replace(a[1], target="y")])
