@@ -1,0 +1,105 @@
+"""The negatives of a query: items that compete with the target in its candidate list.
+
+Three samplers, all without replacement and never the target:
+
+    uniform      items the user has no event with, at any time (the paper's protocol)
+    popularity   the same items, drawn one after the other in proportion to their training edges; items without a
+                 training edge come only when the others run out
+    disliked     the user's own items rated at or below ``positive_above``, at any time, filled up with uniform ones
+
+Each query has a generator of its own, keyed by ``split_seed``, user and target, so its list does not depend on which
+other queries were drawn, nor in which order.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from r2rec_jax.data.interactions import Dataset
+from r2rec_jax.data.randomness import generator
+
+Negatives = Literal["uniform", "popularity", "disliked"]
+
+_ROUNDS = 32
+
+
+def draw_uniform(rng: np.random.Generator, excluded: NDArray, n_items: int, count: int) -> list[int]:
+    """``count`` distinct items, uniform over ``[0, n_items)`` without ``excluded`` (sorted, unique)."""
+    if 2 * (len(excluded) + count) > n_items:
+        allowed = np.setdiff1d(np.arange(n_items), excluded, assume_unique=True)
+        return rng.choice(allowed, size=count, replace=False).tolist()
+    taken: list[int] = []
+    used = set(excluded.tolist())
+    while len(taken) < count:
+        for item in rng.integers(n_items, size=2 * count).tolist():
+            if item not in used and len(taken) < count:
+                used.add(item)
+                taken.append(item)
+    return taken
+
+
+def draw_weighted(rng: np.random.Generator, excluded: NDArray, weights: NDArray, count: int) -> list[int]:
+    """``count`` distinct items without ``excluded``, one after the other in proportion to ``weights``.
+
+    Draws with replacement and drops what is taken already, which is the same law; when that takes too long, the rest
+    is drawn from the explicit list of what is left.
+    """
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    total = float(cumulative[-1])
+    taken: list[int] = []
+    used = set(excluded.tolist())
+    for _ in range(_ROUNDS if total > 0 else 0):
+        for item in np.searchsorted(cumulative, rng.random(2 * count) * total, side="right").tolist():
+            if item not in used and len(taken) < count:
+                used.add(item)
+                taken.append(item)
+        if len(taken) == count:
+            return taken
+    left = np.setdiff1d(np.arange(len(weights)), np.fromiter(used, np.int64, len(used)), assume_unique=True)
+    waiting = rng.exponential(size=len(left))
+    with np.errstate(divide="ignore"):
+        arrival = np.where(weights[left] > 0, waiting / weights[left], np.inf)
+    order = np.lexsort((waiting, arrival))
+    return taken + left[order[: count - len(taken)]].tolist()
+
+
+def draw_candidates(dataset: Dataset, user_idx: int, target: int, *, size: int, negatives: Negatives,
+                    positive_above: float, weights: NDArray, split_seed: int) -> tuple[int, ...]:
+    """The shuffled candidate list of one query.
+
+    Args:
+        dataset: all events.
+        user_idx, target: the query's user and item.
+        size: length of the list, the target included.
+        negatives: the sampler.
+        positive_above: ratings above this are likes.
+        weights: training edges of every item [I], for ``popularity``.
+        split_seed: with the raw ids of user and target, the only source of randomness.
+
+    Returns:
+        item_idx, ``size`` of them, distinct, the target among them.
+
+    Raises:
+        ValueError: the user has too few items left.
+    """
+    events = dataset.interactions
+    rows = events.rows(user_idx)
+    own = events.item_idx[rows]
+    n_items, count = len(dataset.items), size - 1
+    rng = generator(split_seed, "candidates", int(dataset.user_keys[user_idx]), int(dataset.item_keys[target]))
+    drawn: list[int] = []
+    if negatives == "disliked":
+        disliked = np.sort(own[(events.rating[rows] <= positive_above) & (own != target)])
+        drawn = rng.choice(disliked, size=min(count, len(disliked)), replace=False).tolist()
+    if n_items - len(own) < count - len(drawn):
+        raise ValueError(f"data.candidates must leave room for {count} items other than the target; user "
+                         f"{dataset.users[user_idx].user_id!r} has no event with only {n_items - len(own)} of the "
+                         f"{n_items} items; got {size}; lower data.candidates")
+    if negatives == "popularity":
+        drawn += draw_weighted(rng, np.sort(own), weights, count)
+    else:
+        drawn += draw_uniform(rng, np.sort(own), n_items, count - len(drawn))
+    return tuple(rng.permutation(np.array([target, *drawn])).tolist())

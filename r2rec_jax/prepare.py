@@ -1,0 +1,89 @@
+"""``python -m r2rec_jax.prepare``: data to frozen queries, candidates and interaction chains, with the counts.
+
+    python -m r2rec_jax.prepare --out prepared                               MovieLens-100K, downloaded when need be
+    python -m r2rec_jax.prepare --data.name ml-1m --data.path ~/ml-1m --data.eval_users 1000 --out prepared-1m
+    python -m r2rec_jax.prepare --config configs/tiny.yaml --out prepared --json counts.json
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import SUPPRESS
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from r2rec_jax.config import TrainConfig
+from r2rec_jax.stages.cli import add_train_config, make_parser, parse_train_config, run_entry, write_json
+
+DESCRIPTION = """Read a data set and freeze what every system is measured on: evaluation users, training queries,
+candidate lists, training edges and interaction chains. The same settings and sources give the same bytes.
+Read are --data.*, --graph.* and --train_seed; the other settings of a run's YAML may stand there and have no effect."""
+
+_READ = ("data", "graph", "train_seed")
+_DATA_ROWS = (
+    ("users", "users"), ("items", "items"), ("interactions", "interactions"), ("positives (likes)", "positives"),
+    ("density", "density"), ("training edges", "training_edges"), ("duplicate rows, last one kept", "duplicates"),
+    ("items nobody rated, left out", "items_without_interactions"), ("eligible users", "eligible_users"),
+    ("evaluation users", "evaluation_users"),
+)
+
+
+def _hide_other_settings(parser: Any) -> None:
+    """Keep the settings of other stages out of ``--help``; a run's YAML may hold them all the same."""
+    for action in parser._actions:
+        if action.dest.partition(".")[0] in set(TrainConfig.__dataclass_fields__) - set(_READ):
+            action.help = SUPPRESS
+
+
+def print_counts(manifest: Mapping[str, Any], folder: Path) -> None:
+    """Show the counts of a prepared folder as two tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    counts, console = manifest["counts"], Console()
+    data = Table(title=str(manifest["dataset"]), title_justify="left")
+    data.add_column("what")
+    data.add_column("count", justify="right")
+    for label, key in _DATA_ROWS:
+        value = counts[key]
+        data.add_row(label, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
+    console.print(data)
+    most = manifest["config"]["graph"]["chains"]
+    tasks = Table(title="queries, and how many have 0, 1, ... distinct chains", title_justify="left")
+    for name in ("split", "queries", "users", "by eval. users", *(str(number) for number in range(most + 1))):
+        tasks.add_column(name, justify="left" if name == "split" else "right")
+    for split, coverage in counts["chain_coverage"].items():
+        queries = counts[f"{split}_queries"]
+        tasks.add_row(split, f"{queries:,}", f"{counts.get(f'{split}_users', queries):,}",
+                      f"{counts.get(f'{split}_queries_of_evaluation_users', queries):,}",
+                      *(f"{number:,}" for number in coverage.values()))
+    console.print(tasks)
+    console.print(f"prepared in {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Parse the arguments, prepare, and show the counts."""
+    parser = make_parser("r2rec_jax.prepare", DESCRIPTION)
+    parser.add_argument("--out", type=str, required=True, metavar="DIR",
+                        help="folder to write; a prepared folder that lies there is replaced")
+    parser.add_argument("--json", type=str, default=None, metavar="OUT", help="also write the manifest to this file")
+    add_train_config(parser)
+    _hide_other_settings(parser)
+    config, arguments = parse_train_config(parser, argv)
+
+    from r2rec_jax.stages.prepare import prepare
+
+    folder = Path(arguments["out"]).expanduser()
+    prepared = prepare(config, folder)
+    print_counts(prepared.manifest, folder)
+    write_json(arguments["json"], {"folder": str(folder), **prepared.manifest})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_entry(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Queries, candidates and training edges: the laws of the protocol on random and on real data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from r2rec_jax.config import DataConfig
+from r2rec_jax.data.candidates import draw_candidates, draw_uniform, draw_weighted
+from r2rec_jax.data.interactions import Dataset, Item, User, build_dataset
+from r2rec_jax.data.movielens import load_movielens
+from r2rec_jax.data.queries import load_queries, save_queries
+from r2rec_jax.data.splits import draw_queries, find_positives, item_edges, make_query, training_edges
+
+
+def draw_dataset(seed: int, n_users: int = 30, n_items: int = 60, share: float = 0.4, reverse: bool = False) -> Dataset:
+    rng = np.random.default_rng(seed)
+    rows = np.array([(u, i, rng.integers(1, 6), rng.integers(0, 40)) for u in range(n_users) for i in range(n_items)
+                     if rng.random() < share])
+    users, items = [User(f"u{u}", ()) for u in range(n_users)], [Item(f"i{i}", "T", None, ()) for i in range(n_items)]
+    if reverse:  # the same data from a source that lists everything the other way round
+        users, items = users[::-1], items[::-1]
+        rows = rows[::-1] * [-1, -1, 1, 1] + [n_users - 1, n_items - 1, 0, 0]
+    return build_dataset(name="toy", domain="movies", users=users, items=items, user_rows=rows[:, 0],
+                         item_rows=rows[:, 1], rating=rows[:, 2], timestamp=rows[:, 3], split_seed=seed)
+
+
+def config(**changes) -> DataConfig:
+    return DataConfig(**{"eval_users": 10, "validation_users": 4, "sft_queries": 12, "rl_queries": 12,
+                         "candidates": 10} | changes)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), negatives=st.sampled_from(["uniform", "popularity", "disliked"]))
+def test_protocol_laws(seed: int, negatives: str) -> None:
+    dataset = draw_dataset(seed)
+    events = dataset.interactions
+    settings_ = config(negatives=negatives, split_seed=seed)
+    queries = draw_queries(dataset, settings_)
+    mask = training_edges(dataset, settings_)
+    sealed = set()  # (user, item) of every eligible user's test and validation target
+    for user in range(len(dataset.users)):
+        rows = np.arange(len(events))[events.rows(user)]
+        liked = rows[events.rating[rows] > 3]
+        if len(liked) < 6:
+            assert mask[rows].all()
+            continue
+        sealed |= {(user, int(events.item_idx[row])) for row in liked[-2:]}
+        np.testing.assert_array_equal(mask[rows], rows < liked[-2])
+    seen = set()
+    for query in queries.all():
+        user, items = query.user_idx, dict(dataset.history(query.user_idx))
+        row = int(events.offsets[user]) + query.place
+        likes_before = sum(rating > 3 for _, rating in dataset.history(user, query.place))
+        assert (int(events.user_idx[row]), int(events.item_idx[row])) == (user, query.target)
+        assert items[query.target] > 3 and query.target not in dict(dataset.history(user, query.place))
+        assert len(set(query.candidates)) == 10 and query.target in query.candidates
+        for item in set(query.candidates) - {query.target}:
+            assert item not in items or (negatives == "disliked" and items[item] <= 3)
+        if query.split in ("sft", "rl"):
+            assert (user, query.target) not in sealed and mask[row] and likes_before >= 5
+        else:
+            assert (user, query.target) in sealed and not mask[row]
+        assert (user, query.target) not in seen and query.query_id.startswith(query.split)
+        seen.add((user, query.target))
+    evaluated = {query.user_idx for query in queries.by_split["test"]}
+    assert len(evaluated) == 10
+    assert [q.user_idx for q in queries.by_split["validation"]] == [q.user_idx for q in queries.by_split["test"]][:4]
+    trained = [query.user_idx for split in ("sft", "rl") for query in queries.by_split[split]]
+    assert queries.counts["sft_queries_of_evaluation_users"] + queries.counts["rl_queries_of_evaluation_users"] == sum(
+        user in evaluated for user in trained)
+
+
+def test_one_training_query_of_each_user_comes_first() -> None:
+    dataset = draw_dataset(1)
+    few = draw_queries(dataset, config(sft_queries=6, rl_queries=6))
+    users = [q.user_idx for split in ("sft", "rl") for q in few.by_split[split]]
+    assert len(set(users)) == 12 and not set(users) & {q.user_idx for q in few.by_split["test"]}
+    assert few.counts["sft_queries_of_evaluation_users"] == 0
+
+
+def test_evaluation_users_fill_up_when_others_are_few() -> None:
+    dataset = draw_dataset(2)
+    everyone = int(find_positives(dataset, config()).eligible.sum())
+    queries = draw_queries(dataset, config(eval_users=everyone))
+    assert queries.counts["sft_queries_of_evaluation_users"] == 12 == queries.counts["rl_queries_of_evaluation_users"]
+    some = draw_queries(dataset, config(eval_users=everyone - 1, sft_queries=20, rl_queries=20)).counts
+    other = 40 - some["sft_queries_of_evaluation_users"] - some["rl_queries_of_evaluation_users"]
+    assert 0 < other < 20
+
+
+def test_too_few_users_queries_or_items_are_refused() -> None:
+    dataset = draw_dataset(3)
+    with pytest.raises(ValueError, match=r"data\.eval_users must be <= \d+, .*; got 500; set data\.eval_users to"):
+        draw_queries(dataset, config(eval_users=500))
+    with pytest.raises(ValueError, match=r"data\.sft_queries \+ data\.rl_queries must be <= \d+.*; got 9000 \+ 12"):
+        draw_queries(dataset, config(sft_queries=9000))
+    with pytest.raises(ValueError, match=r"data\.candidates must leave room for 54 items.*; got 55; lower"):
+        draw_queries(dataset, config(candidates=55))
+
+
+def test_fewer_evaluation_users_are_the_first_of_more() -> None:
+    dataset = draw_dataset(4)
+    more = draw_queries(dataset, config(eval_users=20)).by_split["test"]
+    assert draw_queries(dataset, config(eval_users=7)).by_split["test"] == more[:7]
+
+
+def test_another_order_of_the_source_changes_nothing_but_seeds_do() -> None:
+    one, other = draw_dataset(5), draw_dataset(5, reverse=True)
+    first, second = draw_queries(one, config()), draw_queries(other, config())
+    assert first.by_split == second.by_split
+    assert draw_queries(one, config(split_seed=9)).by_split != first.by_split
+
+
+def test_a_query_does_not_depend_on_the_others() -> None:
+    dataset = draw_dataset(6)
+    queries = draw_queries(dataset, config())
+    weights = item_edges(dataset, training_edges(dataset, config()))
+    query = queries.by_split["rl"][7]
+    row = int(dataset.interactions.offsets[query.user_idx]) + query.place
+    assert make_query(dataset, config(), "rl", row, weights) == query
+
+
+@pytest.mark.parametrize("n_items", [12, 60])
+def test_uniform_negatives_are_uniform(n_items: int) -> None:
+    rng, excluded = np.random.default_rng(0), np.array([1, 5, 7])
+    counts = np.zeros(n_items)
+    for _ in range(3000):
+        drawn = draw_uniform(rng, excluded, n_items, 4)
+        assert len(set(drawn)) == 4
+        counts[drawn] += 1
+    assert not counts[excluded].any()
+    assert chisquare(np.delete(counts, excluded)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("rounds", [0, 32])
+def test_popularity_negatives_follow_the_weights(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("r2rec_jax.data.candidates._ROUNDS", rounds)  # 0: always from the explicit list
+    rng, weights = np.random.default_rng(0), np.array([4.0, 1, 0, 3, 9, 2])
+    excluded = np.array([4])
+    first = np.zeros(6)
+    for _ in range(4000):
+        first[draw_weighted(rng, excluded, weights, 2)[0]] += 1
+    assert first[2] == first[4] == 0
+    kept = [0, 1, 3, 5]
+    assert chisquare(first[kept], weights[kept] / weights[kept].sum() * 4000).pvalue > 1e-3
+    everything = draw_weighted(rng, excluded, weights, 5)
+    assert sorted(everything) == [0, 1, 2, 3, 5] and everything[-1] == 2  # weight 0 only when nothing else is left
+
+
+def test_the_target_stands_anywhere_in_the_list() -> None:
+    dataset = draw_dataset(7, n_users=4, n_items=300, share=0.3)
+    weights = np.ones(300)
+    own = dataset.interactions.item_idx[dataset.interactions.rows(0)].tolist()
+    places = []
+    for target in own:
+        got = draw_candidates(dataset, 0, target, size=5, negatives="uniform", positive_above=3, weights=weights,
+                              split_seed=0)
+        places.append(got.index(target))
+    assert chisquare(np.bincount(places, minlength=5)).pvalue > 1e-3
+
+
+def test_frozen_queries_come_back_and_changes_are_refused(tmp_path: Path) -> None:
+    dataset = draw_dataset(8)
+    queries = draw_queries(dataset, config()).all()
+    name = save_queries(tmp_path, queries, dataset)
+    assert load_queries(tmp_path / name, dataset) == queries
+    assert save_queries(tmp_path, queries, dataset) == name
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes().replace(b'"place":', b'"place": ', 1))
+    with pytest.raises(ValueError, match=f"sha256 of {name} must begin with"):
+        load_queries(path, dataset)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{name} must be in"):
+        load_queries(path, dataset)
+
+
+def test_real_100k_counts(ml100k_dir: Path) -> None:
+    settings_ = DataConfig(eval_users=934)
+    dataset = load_movielens("ml-100k", ml100k_dir, 0)
+    queries = draw_queries(dataset, settings_)
+    assert queries.counts["eligible_users"] == 934
+    assert queries.counts["sft_queries_of_evaluation_users"] == 500
+    with pytest.raises(ValueError, match="must be <= 934"):
+        draw_queries(dataset, DataConfig(eval_users=1000))
+
+
+@pytest.mark.slow
+def test_popularity_and_ease_reach_the_known_level(ml1m_dir: Path) -> None:
+    """Simple models do well under uniform negatives: HR@1 near 0.30 and 0.51 (1,000 users: +- 0.015 a draw)."""
+    settings_ = DataConfig(name="ml-1m", eval_users=1000)
+    dataset = load_movielens("ml-1m", ml1m_dir, 0)
+    events = dataset.interactions
+    mask = training_edges(dataset, settings_) & (events.rating > 3)
+    likes = np.zeros((len(dataset.users), len(dataset.items)), np.float32)
+    likes[events.user_idx[mask], events.item_idx[mask]] = 1
+    gram = (likes.T @ likes).astype(np.float64)
+    inverse = np.linalg.inv(gram + 500 * np.eye(len(gram)))
+    ease = -inverse / np.diag(inverse)
+    np.fill_diagonal(ease, 0)
+    hits = {"popularity": 0, "ease": 0}
+    queries = draw_queries(dataset, settings_).by_split["test"]
+    for query in queries:
+        others = [item for item in query.candidates if item != query.target]
+        liked = [item for item, rating in dataset.history(query.user_idx, query.place) if rating > 3]
+        for name, scores in (("popularity", np.diag(gram)), ("ease", ease[liked].sum(0))):
+            hits[name] += bool(scores[query.target] > scores[others].max())
+    assert 0.27 < hits["popularity"] / len(queries) < 0.35
+    assert 0.47 < hits["ease"] / len(queries) < 0.56
