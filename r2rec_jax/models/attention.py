@@ -17,7 +17,7 @@ Example: a prompt of two tokens and two completions of two tokens (one padded), 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +38,15 @@ def segment_mask(segments: Int[Array, "B T"], parents: Int[Array, "B T"]) -> Boo
     return causal[None] & related & (key > 0)
 
 
-def resolve_backend(backend: AttentionBackend) -> Literal["xla", "cudnn"]:
-    """``auto`` is cuDNN where jax's default backend is a GPU, XLA elsewhere."""
+def resolve_backend(backend: AttentionBackend, dtype: Any = jnp.bfloat16) -> Literal["xla", "cudnn"]:
+    """``auto`` is cuDNN where jax's default backend is a GPU, XLA elsewhere.
+
+    Args:
+        backend: as configured.
+        dtype: of the activations; cuDNN's kernel takes 16-bit types only, so ``auto`` is XLA for float32.
+    """
     if backend == "auto":
-        return "cudnn" if jax.default_backend() == "gpu" else "xla"
+        return "cudnn" if jax.default_backend() == "gpu" and jnp.dtype(dtype).itemsize == 2 else "xla"
     return backend
 
 

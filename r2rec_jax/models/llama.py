@@ -61,14 +61,24 @@ class LlamaConfig:
         for name, wanted in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
             if hf.get(name, wanted) != wanted:
                 raise ValueError(f"config.json: {name} must be {wanted!r} for this Llama; got {hf[name]!r}")
+        needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        absent = [name for name in needed if not isinstance(hf.get(name), int)]
+        if absent:
+            raise ValueError(f"config.json must state {', '.join(absent)} as whole numbers; got "
+                             f"{[hf.get(name) for name in absent]}")
         rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind not in ("default", "llama3"):
             raise ValueError(f"config.json: RoPE type must be 'default' or 'llama3'; got {kind!r}")
         scaling = None
         if kind == "llama3":
-            scaling = RopeScaling(float(rope["factor"]), float(rope["low_freq_factor"]),
-                                  float(rope["high_freq_factor"]), int(rope["original_max_position_embeddings"]))
+            fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+            lost = [name for name in fields if name not in rope]
+            if lost:
+                raise ValueError(f"config.json: llama3 RoPE scaling must state {', '.join(fields)}; it lacks "
+                                 f"{', '.join(lost)}")
+            factor, low, high, original = (rope[name] for name in fields)
+            scaling = RopeScaling(float(factor), float(low), float(high), int(original))
         theta = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
         heads = int(hf["num_attention_heads"])
         return cls(
@@ -183,7 +193,7 @@ class Llama(nnx.Module):
         x = self.embed[...][tokens]
         cos, sin = self.rope(positions)
         mask = segment_mask(segments, parents)
-        backend = resolve_backend(attention)
+        backend = resolve_backend(attention, x.dtype)
         graphdef, stack = self.layer_stack()
 
         def block(x: Float[Array, "B T D"], state: nnx.State) -> tuple[Float[Array, "B T D"], None]:
@@ -207,7 +217,8 @@ def abstract_llama(config: LlamaConfig, lora: LoraConfig | None, dtype: Any) -> 
 
 def split_llama(model: Llama) -> tuple[Any, nnx.State, nnx.State]:
     """(graphdef, lora, base): the form that every jitted step takes."""
-    return nnx.split(model, nnx.LoRAParam, ...)
+    graphdef, lora, base = nnx.split(model, nnx.LoRAParam, ...)
+    return graphdef, lora, base
 
 
 def merge_llama(graphdef: Any, lora: nnx.State, base: nnx.State) -> Llama:

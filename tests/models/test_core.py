@@ -1,0 +1,92 @@
+"""The model core by itself: masks, RoPE, adapters, shapes checked at run time."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from beartype import beartype
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import TypeCheckError, jaxtyped
+
+from r2rec_jax.config import LoraConfig
+from r2rec_jax.models import attention, logprobs, rope
+from r2rec_jax.models.llama import LlamaConfig, abstract_llama, split_llama
+from r2rec_jax.models.lora import copy_lora, init_lora, zeros_like_lora
+
+
+def test_mask_of_the_docstring() -> None:
+    segments, parents = jnp.array([[1, 1, 2, 2, 3, 0]]), jnp.array([[0, 0, 1, 1, 1, 0]])
+    seen = np.asarray(attention.segment_mask(segments, parents))[0]
+    assert [np.flatnonzero(row).tolist() for row in seen] == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], []]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))
+def test_mask_is_the_rule_of_the_docstring(tokens: list[tuple[int, int]]) -> None:
+    segments, parents = (np.array(column) for column in zip(*tokens, strict=True))
+    seen = np.asarray(attention.segment_mask(jnp.asarray(segments)[None], jnp.asarray(parents)[None]))[0]
+    for q in range(len(tokens)):
+        for k in range(len(tokens)):
+            expected = k <= q and segments[k] > 0 and segments[k] in (segments[q], parents[q])
+            assert seen[q, k] == expected
+
+
+def test_a_query_that_sees_nothing_gives_numbers() -> None:
+    q = jnp.ones((1, 2, 2, 4))
+    out = attention.attend(q, q, q, jnp.zeros((1, 2, 2), bool))
+    assert np.all(np.isfinite(out))
+
+
+def test_auto_attention_takes_xla_for_float32() -> None:
+    assert attention.resolve_backend("auto", jnp.float32) == "xla"
+    assert attention.resolve_backend("cudnn", jnp.float32) == "cudnn"
+
+
+def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
+    x = jax.random.normal(jax.random.key(0), (2, 1, 8))
+    inv = jnp.asarray(rope.inverse_frequencies(8, 100.0, None))
+
+    def score(query_at: int, key_at: int) -> float:
+        turned = [rope.rotate(x[i:i + 1], *rope.angles(jnp.array([p]), inv)) for i, p in ((0, query_at), (1, key_at))]
+        np.testing.assert_allclose(jnp.linalg.norm(turned[0]), jnp.linalg.norm(x[:1]), rtol=1e-5)
+        return float(jnp.sum(turned[0] * turned[1]))
+
+    assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
+    assert score(7, 3) != pytest.approx(score(8, 3), abs=1e-2)
+
+
+def test_fresh_adapter_has_zero_b_and_its_trees_own_their_memory() -> None:
+    config = LlamaConfig(97, 24, 40, 2, 4, 2, 6, 1e-5, 1e4, None, True, 128)
+    _, template, _ = split_llama(abstract_llama(config, LoraConfig(rank=4), "float32"))
+    lora = init_lora(template, jax.random.key(0))
+    for path, variable in nnx.to_flat_state(lora):
+        values = np.asarray(variable[...])
+        if path[-1] == "lora_b":
+            assert not values.any()
+        else:
+            assert np.abs(values).max() <= values.shape[1] ** -0.5
+            assert np.unique(values).size > values.size // 2
+    again = copy_lora(lora)
+    jax.jit(lambda t: jax.tree.map(lambda x: x + 1, t), donate_argnums=0)(lora)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(again))
+    assert not any(np.any(x) for x in jax.tree.leaves(zeros_like_lora(template)))
+
+
+def test_annotated_shapes_hold_at_run_time() -> None:
+    checked = {f.__name__: jaxtyped(f, typechecker=beartype) for f in (
+        attention.segment_mask, attention.attend, rope.rotate, rope.angles, logprobs.token_logprobs,
+        logprobs.row_logprobs)}
+    ones = jnp.ones((2, 5), jnp.int32)
+    mask = checked["segment_mask"](ones, 0 * ones)
+    q, k = jnp.ones((2, 5, 4, 6)), jnp.ones((2, 5, 2, 6))
+    checked["attend"](q, k, k, mask)
+    cos, sin = checked["angles"](ones, jnp.ones(3))
+    checked["rotate"](q, cos, sin)
+    checked["token_logprobs"](jnp.ones((7, 6)), jnp.zeros(7, jnp.int32), jnp.ones((6, 11)))
+    checked["row_logprobs"](jnp.ones((2, 5, 6)), ones[:, :3], ones[:, :3], jnp.ones((6, 11)))
+    with pytest.raises(TypeCheckError):
+        checked["attend"](q, k, k, mask[:, :, :4])
