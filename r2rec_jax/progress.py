@@ -7,6 +7,7 @@ says nothing about the rate that follows.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,11 +55,13 @@ class Bar:
         self._compile_s = 0.0
         self._last_line = self._started
         self._values: dict[str, Any] = {}
+        self._stopped = threading.Event()
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
     def _start(self) -> None:
         if not _console.is_terminal:
+            threading.Thread(target=self._tick, daemon=True).start()
             return
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
@@ -67,7 +70,14 @@ class Bar:
         self._progress.start()
         self._task = self._progress.add_task(self.title, total=self.total, completed=self.done, rate="", values="")
 
+    def _tick(self) -> None:
+        """Off a terminal: a line every few seconds, also while one unit takes longer than that."""
+        while not self._stopped.wait(LINE_EVERY_S / 5):
+            if time.monotonic() - self._last_line >= LINE_EVERY_S:
+                self._line()
+
     def _stop(self, failed: bool) -> None:
+        self._stopped.set()
         if self._progress is not None:
             self._progress.stop()
         elif not failed:
@@ -95,8 +105,6 @@ class Bar:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=self.done, rate=f"{self.rate:.3g} {self.unit}/s",
                                   values=self._format_values())
-        elif time.monotonic() - self._last_line >= LINE_EVERY_S:
-            self._line()
 
     def _format_values(self) -> str:
         return " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in self._values.items())
@@ -109,8 +117,10 @@ class Bar:
             parts.append(f"took {format_duration(self.seconds)}")
             if self._compile_s:
                 parts.append(f"compile {format_duration(self._compile_s)}")
-        elif self.total is not None and self.rate > 0:
-            parts.append(f"{format_duration((self.total - self.done) / self.rate)} left")
+        else:
+            parts.append(f"{format_duration(time.monotonic() - self._started)} so far")
+            if self.total is not None and self.done > self._initial:
+                parts.append(f"{format_duration((self.total - self.done) / self.rate)} left")
         if self._values:
             parts.append(self._format_values())
         print(" | ".join(parts), file=sys.stderr, flush=True)

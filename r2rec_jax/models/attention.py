@@ -1,7 +1,7 @@
 """Attention over rows that hold several segments: one function, two backends.
 
-The XLA path is the oracle and runs everywhere; on a GPU ``cudnn`` calls the fused kernel through
-``jax.nn.dot_product_attention`` with the same mask. Which tokens see which is stated by three integers a token,
+The XLA path (``blockwise``) runs everywhere; on a GPU ``cudnn`` calls the fused kernel through
+``jax.nn.dot_product_attention`` with the same mask. :func:`attend` is the plain form that both are held against. Which tokens see which is stated by three integers a token,
 never inferred from a pad id:
 
     token q sees token k  iff  index k <= index q  and  segment[k] > 0
@@ -22,6 +22,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from r2rec_jax.models.blockwise import attend_rows
 
 AttentionBackend = Literal["auto", "xla", "cudnn"]
 
@@ -50,21 +52,35 @@ def resolve_backend(backend: AttentionBackend, dtype: Any = jnp.bfloat16) -> Lit
     return backend
 
 
+def attend_segments(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segments: Int[Array, "B T"],
+    parents: Int[Array, "B T"],
+    backend: Literal["xla", "cudnn"] = "xla",
+) -> Float[Array, "B T N H"]:
+    """Attention of whole rows by the rule in the module's docstring: what training, scoring and prefill call.
+
+    The output of a token that sees no key (padding) must not be used.
+    """
+    if backend == "cudnn":
+        mask = segment_mask(segments, parents)[:, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn").astype(q.dtype)
+    return attend_rows(q, k, v, segments, parents)
+
+
 def attend(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     mask: Bool[Array, "B T S"],
-    backend: Literal["xla", "cudnn"] = "xla",
 ) -> Float[Array, "B T N H"]:
-    """Grouped-query attention, scores scaled by 1/sqrt(H), softmax in float32.
+    """Grouped-query attention under any mask, written plainly: the oracle of the other paths.
 
-    Query head n reads key/value head n // (N // K). A query that sees no key gets the mean of all values; its output
-    is padding and must not be used.
+    Scores are scaled by 1/sqrt(H), the softmax is float32. Query head n reads key/value head n // (N // K). A query
+    that sees no key gets the mean of all values.
     """
-    if backend == "cudnn":
-        out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="cudnn")
-        return out.astype(q.dtype)
     batch, length, heads, width = q.shape
     kv_heads = k.shape[2]
     grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, width)

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from r2rec_jax.config import LoraConfig
-from r2rec_jax.models.attention import AttentionBackend, attend, resolve_backend, segment_mask
+from r2rec_jax.models.attention import AttentionBackend, attend_segments, resolve_backend
 from r2rec_jax.models.lora import LoraLinear
 from r2rec_jax.models.rope import RopeScaling, angles, inverse_frequencies, rotate
 
@@ -192,14 +192,13 @@ class Llama(nnx.Module):
         """
         x = self.embed[...][tokens]
         cos, sin = self.rope(positions)
-        mask = segment_mask(segments, parents)
         backend = resolve_backend(attention, x.dtype)
         graphdef, stack = self.layer_stack()
 
         def block(x: Float[Array, "B T D"], state: nnx.State) -> tuple[Float[Array, "B T D"], None]:
             layer = nnx.merge(graphdef, state)
             q, k, v = layer.qkv(x, cos, sin)
-            return layer.finish(x, attend(q, k, v, mask, backend)), None
+            return layer.finish(x, attend_segments(q, k, v, segments, parents, backend)), None
 
         x, _ = jax.lax.scan(jax.checkpoint(block) if remat else block, x, stack)
         return self.norm(x)

@@ -1,0 +1,55 @@
+"""``python -m r2rec_jax.evaluate``: one checkpoint of a run on its frozen queries.
+
+    python -m r2rec_jax.evaluate --run runs/quickstart --checkpoint sft
+    python -m r2rec_jax.evaluate --run runs/quickstart --checkpoint grpo --users 50 --temperature 0 --json out.json
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from r2rec_jax.stages.cli import make_parser, parse, run_entry, write_json
+
+DESCRIPTION = """Evaluate a checkpoint of a finished or partly finished run: HitRatio, NDCG and the rates of valid,
+truncated and order-copying answers, over the frozen queries of the run. Goes on where an interrupted evaluation
+stopped. Settings not given are those of the run."""
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Parse the arguments, evaluate, print the table."""
+    parser = make_parser("r2rec_jax.evaluate", DESCRIPTION)
+    parser.add_argument("--run", type=str, required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--checkpoint", type=Literal["base", "sft", "grpo"], required=True, help="whose adapter")
+    parser.add_argument("--split", type=Literal["test", "validation", "sft", "rl"] | None, default=None, help="which frozen queries")
+    parser.add_argument("--users", type=int | None, default=None, help="how many of them, in file order")
+    parser.add_argument("--temperature", type=float | None, default=None, help="0 is greedy")
+    parser.add_argument("--top_p", type=float | None, default=None)
+    parser.add_argument("--max_new_tokens", type=int | None, default=None, help="completion limit in tokens")
+    parser.add_argument("--batch_size", type=int | None, default=None, help="prompts decoded together")
+    parser.add_argument("--json", type=str | None, default=None, metavar="OUT", help="write the result file here too")
+    given = parse(parser, argv)
+
+    from r2rec_jax.evaluation.tables import print_table
+    from r2rec_jax.stages.evaluation import evaluate_run
+    from r2rec_jax.stages.run import RunFolder
+    from r2rec_jax.stages.workspace import Workspace
+
+    work = Workspace(RunFolder.existing(given.run))
+    names = ("split", "users", "temperature", "top_p", "max_new_tokens", "batch_size")
+    config = replace(work.config.evaluate, **{n: given[n] for n in names if given[n] is not None})
+    with work.run.locked():
+        result = evaluate_run(work, config, [given.checkpoint], f"results-{config.split}-{given.checkpoint}.json")
+    print_table(result["rows"], result["what"])
+    write_json(given.json, result)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_entry(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

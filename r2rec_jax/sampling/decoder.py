@@ -1,0 +1,328 @@
+"""Grouped decoding: each prompt is prefilled once for its whole group, then tokens are drawn inside one jitted loop.
+
+    prompts --prefill--> prefix K/V per prompt, last hidden state --> first token of every row
+            --segments--> a while loop over tokens: layers, head, top-p, until all rows ended or the segment is full
+
+- The first end token is kept and scored; rows that ended emit the pad id and are no cost to the result. A row that
+  reaches ``max_new_tokens`` without an end token is returned with ``finished`` False.
+- The noise of a row is ``fold_in(fold_in(key, row_id), token index)``: it does not depend on the other rows, on
+  padding or on compaction.
+- Shapes come from buckets, so a second call in the same bucket compiles nothing. Between segments the host looks at
+  what ended: it reports progress, enlarges the suffix cache when it is full, and drops prompts that are complete.
+- The adapter and the backbone are arguments of every jitted function, never constants in it: a changed adapter
+  changes the next rollout without a new compile.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Key
+
+from r2rec_jax.models.attention import AttentionBackend
+from r2rec_jax.models.llama import LlamaConfig
+from r2rec_jax.sampling.program import (
+    DecodeState,
+    Sampling,
+    empty_caches,
+    first_tokens,
+    place_layer,
+    prefill,
+    reshape_cache,
+    reshape_rows,
+    segment,
+)
+from r2rec_jax.sampling.sampler import check_sampling
+from r2rec_jax.sampling.step import Cache, MergedLayer, merge_layer
+
+OnCompile = Callable[[str, float], None]
+OnProgress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What :meth:`Decoder.generate` returns.
+
+    Attributes:
+        tokens: int32 [P, G, T], the pad id after each row's length.
+        lengths: int32 [P, G], tokens of each row, the end token included.
+        logprobs: float32 [P, G, T], log softmax(logits / temperature) of each token over the whole vocabulary, nats
+            (temperature 1 when greedy); 0 after the length.
+        finished: bool [P, G]; False where the limit cut the row off.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    logprobs: np.ndarray
+    finished: np.ndarray
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Sizes that shapes are rounded up to.
+
+    Attributes:
+        prompt_tokens: prefill rows are padded to a multiple of this.
+        prefill_tokens: padded prompt tokens of one prefill pass (at least one prompt).
+        segment: first size of the suffix cache; it doubles when it is full.
+        look_every: tokens between two looks of the host.
+        compact_rows: prompts that ended are dropped only while more rows than this are decoded.
+    """
+
+    prompt_tokens: int = 128
+    prefill_tokens: int = 4096
+    segment: int = 256
+    look_every: int = 64
+    compact_rows: int = 16
+
+
+def size_bucket(count: int, smallest: int = 1) -> int:
+    """The least of smallest x (1, 2, 3, 4, 6, 8, 12, 16, ...) that is >= count.
+
+    Example:
+        >>> [size_bucket(n) for n in (1, 3, 5, 7, 9, 13)], size_bucket(400, 64)
+        ([1, 3, 6, 8, 12, 16], 512)
+    """
+    power = 1
+    while smallest * power < count:
+        if power >= 2 and smallest * power * 3 // 2 >= count:
+            return smallest * power * 3 // 2
+        power *= 2
+    return smallest * power
+
+
+class Decoder:
+    """Draws groups of completions; see the module's docstring.
+
+    Args:
+        graphdef: of :func:`r2rec_jax.models.llama.split_llama`.
+        config: the backbone's shape.
+        end_ids: tokens that end a row.
+        pad_id: written after the end.
+        layout: how the layers' weights are read (:mod:`r2rec_jax.sampling.step`); ``auto`` is ``merged`` in float32 on
+            a CPU and ``stored`` elsewhere.
+        attention: backend of the prefill.
+        buckets: sizes.
+    """
+
+    def __init__(
+        self, graphdef: Any, config: LlamaConfig, end_ids: Sequence[int], pad_id: int, *,
+        layout: Literal["auto", "stored", "merged"] = "auto", attention: AttentionBackend = "auto",
+        buckets: Buckets | None = None,
+    ) -> None:
+        bad = [i for i in (*end_ids, pad_id) if not 0 <= i < config.vocab_size]
+        if bad or not end_ids:
+            raise ValueError(f"end_ids (at least one) and pad_id must be in 0..{config.vocab_size - 1}; "
+                             f"got end_ids {tuple(end_ids)}, pad_id {pad_id}")
+        self.graphdef, self.config = graphdef, config
+        self.end_ids, self.pad_id = tuple(end_ids), pad_id
+        self.layout, self.attention = layout, attention
+        self.buckets = buckets or Buckets()
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+        self._on_compile: OnCompile | None = None
+
+    @property
+    def compilations(self) -> int:
+        """How many programs have been compiled so far."""
+        return len(self._compiled)
+
+    def generate(
+        self, lora: nnx.State, base: nnx.State, prompts: Sequence[Sequence[int]], *, group: int, max_new_tokens: int,
+        temperature: float, top_p: float, key: Key[Array, ""], row_ids: np.ndarray | Sequence[int] | None = None,
+        on_compile: OnCompile | None = None, on_progress: OnProgress | None = None,
+    ) -> Rollout:
+        """Draw ``group`` completions of every prompt.
+
+        Args:
+            lora, base: the policy.
+            prompts: token ids, each at least one.
+            group: G, rows a prompt.
+            max_new_tokens: T, the limit in tokens, the end token included.
+            temperature: >= 0; 0 is greedy.
+            top_p: in (0, 1].
+            key: typed PRNG key of this call.
+            row_ids: P x G distinct integers that the rows' noise is folded from; 0, 1, 2, ... when not given. Give ids
+                of your own when the same key serves several calls.
+            on_compile: told (program, seconds) after each compilation.
+            on_progress: told how many tokens came since the last time it was called.
+
+        Raises:
+            ValueError: an empty prompt, a token outside the vocabulary, a row longer than the model's positions, or a
+                number out of range.
+        """
+        self._check(prompts, group, max_new_tokens, temperature, top_p)
+        self._on_compile = on_compile
+        ids = np.arange(len(prompts) * group) if row_ids is None else np.asarray(row_ids)
+        if ids.size != len(prompts) * group or len(np.unique(ids)) != ids.size or ids.min() < 0 or ids.max() >= 2**31:
+            raise ValueError(f"row_ids must be {len(prompts)} x {group} distinct integers in 0..2**31 - 1; got shape "
+                             f"{ids.shape}, {len(np.unique(ids))} distinct in {ids.min()}..{ids.max()}")
+        rule = Sampling(greedy=temperature == 0, cut=top_p < 1, end_ids=self.end_ids, pad_id=self.pad_id)
+        numbers = (jnp.float32(temperature), jnp.float32(top_p))
+        order = np.argsort([len(p) for p in prompts], kind="stable")
+        state = self._start(lora, base, [prompts[i] for i in order], ids.reshape(-1, group)[order], max_new_tokens,
+                            rule, key, numbers)
+        rows = _Rows(order, group, max_new_tokens, self.pad_id)
+        merged = self._merged(lora, base)
+        self._decode(merged, lora, base, state, rows, rule, key, numbers, on_progress)
+        return rows.rollout()
+
+    def _check(self, prompts: Sequence[Sequence[int]], group: int, limit: int, temperature: float, top_p: float
+               ) -> None:
+        check_sampling(temperature, top_p)
+        if group < 1 or limit < 1 or not prompts:
+            raise ValueError("group, max_new_tokens and the number of prompts must be >= 1; "
+                             f"got {group}, {limit}, {len(prompts)}")
+        for i, prompt in enumerate(prompts):
+            if not len(prompt) or min(prompt) < 0 or max(prompt) >= self.config.vocab_size:
+                raise ValueError(f"every prompt must hold token ids in 0..{self.config.vocab_size - 1}, at least one; "
+                                 f"got {len(prompt)} tokens in prompt {i}")
+        longest = max(len(p) for p in prompts) + limit
+        if longest > self.config.max_positions:
+            raise ValueError(f"prompt and completion must fit the backbone's {self.config.max_positions} positions; "
+                             f"got {longest}: lower max_new_tokens or the prompt limit")
+
+    def _start(
+        self, lora: nnx.State, base: nnx.State, prompts: list[Sequence[int]], row_ids: np.ndarray, limit: int,
+        rule: Sampling, key: Array, numbers: tuple[Array, Array],
+    ) -> DecodeState:
+        """Prefill the prompts (shortest first) and draw every row's first token."""
+        group, count = row_ids.shape[1], size_bucket(len(prompts))
+        extra = count - len(prompts)
+        filled = [[self.pad_id]] * extra + prompts
+        ids = np.concatenate([np.zeros((extra, group), np.int64), row_ids]).astype(np.int32)
+        capacity = min(self.buckets.segment, -(-limit // 32) * 32)
+        caches = empty_caches(self.config, count, group, size_bucket(len(prompts[-1]), self.buckets.prompt_tokens),
+                              capacity, jax.tree.leaves(base)[0].dtype)
+        caches, hidden = self._prefill(lora, base, filled, caches)
+        lengths = np.array([len(p) for p in filled], np.int32)
+        state = self._call(
+            "first token", first_tokens, (self.graphdef, rule, capacity),
+            (lora, base, hidden, lengths, np.arange(count) >= extra, ids, key, *numbers),
+            key=(count, group, capacity, rule))
+        return replace(state, caches=caches)
+
+    def _prefill(
+        self, lora: nnx.State, base: nnx.State, prompts: list[Sequence[int]], caches: tuple[Cache, ...],
+    ) -> tuple[tuple[Cache, ...], Array]:
+        """Keys, values and last hidden states of all prompts (sorted by length), a few prompts a pass."""
+        unit, count, kv_heads = self.buckets.prompt_tokens, len(prompts), self.config.kv_heads
+        slots = caches[0].prefix_k.shape[2]
+        hidden: list[Array] = []
+        rows = max(1, min(count, self.buckets.prefill_tokens // slots))
+        for begin in range(0, count, rows):
+            at = min(begin, count - rows)  # the last pass may repeat some prompts of the one before
+            width = -(-len(prompts[at + rows - 1]) // unit) * unit
+            tokens = np.full((rows, width), self.pad_id, np.int32)
+            for row, prompt in zip(tokens, prompts[at:at + rows], strict=True):
+                row[:len(prompt)] = prompt
+            lengths = np.array([len(p) for p in prompts[at:at + rows]], np.int32)
+            keys, values, last = self._call("prefill", prefill, (self.graphdef, self.attention),
+                                            (lora, base, tokens, lengths), key=(rows, width))
+            hidden.append(last[begin - at:])
+            place = np.int32(at * kv_heads)
+            caches = tuple(
+                self._call("place", place_layer, (), (cache, keys, values, np.int32(layer), place),
+                           key=(*cache.suffix_k.shape, count, slots, rows, width), donate=(0,))
+                for layer, cache in enumerate(caches))
+        return caches, jnp.concatenate(hidden)
+
+    def _merged(self, lora: nnx.State, base: nnx.State) -> tuple[MergedLayer, ...] | None:
+        layout = self.layout
+        if layout == "auto":
+            plain = jax.default_backend() == "cpu" and all(x.dtype == jnp.float32 for x in jax.tree.leaves(base))
+            layout = "merged" if plain else "stored"
+        if layout == "stored":
+            return None
+        return tuple(self._call("merge", merge_layer, (self.graphdef,), (lora, base, np.int32(i)), key=())
+                     for i in range(self.config.layers))
+
+    def _decode(
+        self, merged: tuple[MergedLayer, ...] | None, lora: nnx.State, base: nnx.State, state: DecodeState,
+        rows: _Rows, rule: Sampling, key: Array, numbers: tuple[Array, Array], on_progress: OnProgress | None,
+    ) -> None:
+        """Run segments until every row has ended; finished prompts leave at the boundaries."""
+        sizes = self.buckets
+        while True:
+            alive = rows.collect(state, on_progress)
+            step = int(state.step)
+            if not alive.any() or step >= rows.limit:
+                return
+            prompts, group, capacity = state.tokens.shape
+            wanted, room = size_bucket(int(alive.sum())), capacity
+            if wanted * 2 > prompts or prompts * group <= sizes.compact_rows:
+                wanted = prompts
+            if step == capacity:
+                room = min(2 * capacity, -(-rows.limit // 32) * 32)
+            if wanted != prompts or room != capacity:
+                keep = np.argsort(~alive, kind="stable")[:wanted].astype(np.int32)
+                rows.keep(keep)
+                state = self._reshape(state, keep, room)
+            stop = np.int32(min(step + sizes.look_every, room, rows.limit))
+            state = self._call("decode", segment, (self.graphdef, rule),
+                               (merged, lora, base, state, key, stop, *numbers),
+                               key=(*_shape(state), rule), donate=(3,))
+
+    def _reshape(self, state: DecodeState, keep: np.ndarray, capacity: int) -> DecodeState:
+        """The state with these prompts and this suffix capacity."""
+        prompts, key = len(state.done), (*_shape(state), len(keep), capacity)
+        caches = tuple(self._call("reshape cache", reshape_cache, (capacity, prompts), (cache, keep), key=key)
+                       for cache in state.caches)
+        rows = self._call("reshape", reshape_rows, (capacity, self.pad_id), (replace(state, caches=()), keep), key=key)
+        return replace(rows, caches=caches)
+
+    def _call(self, what: str, function: Callable[..., Any], static: tuple[Any, ...], args: tuple[Any, ...], *,
+              key: tuple[Any, ...], donate: tuple[int, ...] = ()) -> Any:
+        """Run ``function(*static, *args)``, compiled once for each (what, key)."""
+        if (what, key) not in self._compiled:
+            began = time.perf_counter()
+            jitted = jax.jit(lambda *a: function(*static, *a), donate_argnums=donate)
+            self._compiled[what, key] = jitted.lower(*args).compile()
+            if self._on_compile is not None:
+                self._on_compile(f"{what} {'x'.join(str(k) for k in key if isinstance(k, int))}".strip(),
+                                 time.perf_counter() - began)
+        return self._compiled[what, key](*args)
+
+
+def _shape(state: DecodeState) -> tuple[int, int, int, int]:
+    prompts, group, capacity = state.tokens.shape
+    return prompts, group, state.caches[0].prefix_k.shape[2], capacity
+
+
+class _Rows:
+    """The host's side of a call: where each prompt of the device batch belongs, and what it has produced."""
+
+    def __init__(self, order: np.ndarray, group: int, limit: int, pad_id: int) -> None:
+        self.limit = limit
+        shape = (len(order), group, limit)
+        self.tokens, self.logprobs = np.full(shape, pad_id, np.int32), np.zeros(shape, np.float32)
+        self.lengths, self.finished = np.zeros(shape[:2], np.int32), np.zeros(shape[:2], bool)
+        self.order, self.places = order, np.zeros(0, np.int64)
+
+    def collect(self, state: DecodeState, on_progress: OnProgress | None) -> np.ndarray:
+        """Copy what the device has; returns which prompts of its batch still have a row running."""
+        done, lengths = np.asarray(state.done), np.asarray(state.lengths)
+        if not self.places.size:
+            self.places = np.concatenate([np.full(len(done) - len(self.order), -1), self.order])
+        real = self.places >= 0
+        at, width = self.places[real], min(self.limit, state.tokens.shape[2])
+        new = int(lengths[real].sum() - self.lengths[at].sum())
+        self.tokens[at, :, :width] = np.asarray(state.tokens)[real, :, :width]
+        self.logprobs[at, :, :width] = np.asarray(state.logprobs)[real, :, :width]
+        self.lengths[at], self.finished[at] = lengths[real], done[real]
+        if on_progress is not None and new:
+            on_progress(new)
+        return real & ~done.all(axis=1)
+
+    def keep(self, kept: np.ndarray) -> None:
+        """The device batch now holds these of its prompts."""
+        self.places = self.places[kept]
+
+    def rollout(self) -> Rollout:
+        return Rollout(self.tokens, self.lengths, self.logprobs, self.finished)

@@ -1,0 +1,102 @@
+"""The command line that the entries share: YAML and flags to a TrainConfig, failures to one line.
+
+jsonargparse merges a default configuration file under ``--config``, so the packaged quickstart is used only when no
+``--config`` is given at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from r2rec_jax.config import TrainConfig
+
+EXIT_BAD_INPUT = 2
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+class BadInput(ValueError):
+    """Wrong arguments, with a one-line reason."""
+
+
+def make_parser(prog: str, description: str) -> Any:
+    """An ArgumentParser that raises instead of exiting, so that every failure is printed the same way."""
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(prog=f"python -m {prog}", description=description, exit_on_error=False,
+                          allow_abbrev=False)
+
+
+def add_train_config(parser: Any) -> None:
+    """Add ``--config`` and one flag for every setting of :class:`TrainConfig`."""
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below; "
+                        "without it the packaged quickstart is used")
+    parser.add_class_arguments(TrainConfig, as_group=False)
+
+
+def parse(parser: Any, argv: Sequence[str] | None) -> Any:
+    """Parse arguments; a mistake becomes :class:`BadInput` with jsonargparse's own reason on one line."""
+    from jsonargparse import ArgumentError
+
+    try:
+        return parser.parse_args(argv)
+    except ArgumentError as error:
+        raise BadInput(one_line(str(error))) from None
+
+
+def parse_train_config(parser: Any, argv: Sequence[str] | None) -> tuple[TrainConfig, Any]:
+    """(the run's configuration, the entry's own arguments), the quickstart filled in when no ``--config`` is given."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not any(a == "--config" or a.startswith("--config=") for a in arguments):
+        arguments = ["--config", str(files("r2rec_jax") / "quickstart.yaml"), *arguments]
+    parsed = parse(parser, arguments)
+    made = parser.instantiate(parsed)
+    names = TrainConfig.__dataclass_fields__
+    return TrainConfig(**{k: v for k, v in made.items() if k in names}), made
+
+
+def one_line(text: str) -> str:
+    """Collapse all white space, so that a reason stays on one line."""
+    return " ".join(text.split())
+
+
+def write_json(path: str | Path | None, value: Any) -> None:
+    """Write ``value`` as JSON through a temporary file; nothing happens when ``path`` is None."""
+    if path is None:
+        return
+    target = Path(path).expanduser()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, target)
+
+
+def run_entry(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Call an entry's body; turn a failure that the user can mend into one line on standard error.
+
+    Returns:
+        0 when it went well, 1 for a run that had to stop, 2 for bad input or a failing file system, 130 after Ctrl-C.
+    """
+    try:
+        main(argv)
+    except (ValueError, OSError, MemoryError) as error:
+        if os.environ.get("R2REC_TRACEBACK"):
+            raise
+        reason = one_line(str(error)) or type(error).__name__
+        print(f"error: {reason}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except RuntimeError as error:
+        if os.environ.get("R2REC_TRACEBACK"):
+            raise
+        print(f"error: {one_line(str(error))} (R2REC_TRACEBACK=1 shows where)", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0

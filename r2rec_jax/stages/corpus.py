@@ -1,0 +1,42 @@
+"""What the ``tiny`` backbone is pretrained on: the text of the training side of the data, and nothing of any target.
+
+Two kinds of text, each ended by the end token: what users liked, in the order in which they liked it (from training
+edges alone), and the SFT examples, prompt and completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from r2rec_jax.prompts.verbalize import item_text
+from r2rec_jax.stages.prepare import Prepared
+from r2rec_jax.stages.thinking import read_examples
+from r2rec_jax.stages.workspace import Workspace
+
+LIKES_A_TEXT = 20
+
+
+def pretraining_texts(work: Workspace) -> list[list[int]]:
+    """Token ids of every text, end token included."""
+    tokenizer = work.tokenizer
+    texts = [[*tokenizer.encode(text), tokenizer.end_id] for text in liked_histories(work.prepared)]
+    for example in read_examples(work.run.folder("thoughts") / "sft.jsonl"):
+        texts.append([*tokenizer.chat(example.prompt).ids, *tokenizer.encode_completion(example.completion),
+                      tokenizer.end_id])
+    return texts
+
+
+def liked_histories(prepared: Prepared) -> Iterator[str]:
+    """What each user liked, oldest first, one item a line, cut into texts of :data:`LIKES_A_TEXT` items.
+
+    Only training edges: no validation or test event, and nothing after it.
+    """
+    events = prepared.dataset.interactions
+    wanted = prepared.training & (events.rating > prepared.data_config.positive_above)
+    for user in range(len(prepared.dataset.users)):
+        rows = np.arange(events.offsets[user], events.offsets[user + 1])
+        liked = events.item_idx[rows[wanted[rows]]]
+        for start in range(0, len(liked), LIKES_A_TEXT):
+            yield "\n".join(item_text(prepared.dataset.items[i]) for i in liked[start:start + LIKES_A_TEXT])

@@ -1,0 +1,123 @@
+"""The evaluate stage: every policy of the run on the same frozen queries, by the protocol of ``evaluation``.
+
+    <run>/evaluate/predictions-<split>-<system>.jsonl    one line a user: prompt, raw output, parsed ranking, target
+    <run>/evaluate/results-<split>.json                  the rows, with commit, settings, seeds, hardware
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any
+
+import jax
+
+from r2rec_jax.config import EvaluateConfig, TrainConfig, as_plain, fingerprint
+from r2rec_jax.data.queries import Query
+from r2rec_jax.evaluation.generation import policy_generate
+from r2rec_jax.evaluation.predictions import Prediction
+from r2rec_jax.evaluation.protocol import EvaluationQuery, Generate, evaluate_system, summarize
+from r2rec_jax.evaluation.significance import compare
+from r2rec_jax.evaluation.tables import result_file, write_result
+from r2rec_jax.stages.rendering import count_dropped, render_queries
+from r2rec_jax.stages.run import stage_key
+from r2rec_jax.stages.thinking import shown_thoughts
+from r2rec_jax.stages.workspace import Workspace
+from r2rec_jax.training.state import stream_key
+
+CHECKPOINTS = {"base": "base", "sft": "sft", "sft+grpo": "grpo"}
+"""System in the settings -> checkpoint of the run."""
+
+SPLITS = {"test": "last-positive", "validation": "last-positive-but-one", "sft": "training (sft)",
+          "rl": "training (rl)"}
+"""Name of a split in result rows."""
+
+
+def system_name(work: Workspace, checkpoint: str) -> str:
+    """How tables call a checkpoint: an untrained ``tiny`` policy is ``pretrained``, GRPO without SFT is ``grpo``."""
+    if checkpoint == "base":
+        return "pretrained" if work.is_tiny else "base"
+    if checkpoint == "grpo":
+        return "sft+grpo" if work.config.grpo.start == "sft" else "grpo"
+    return checkpoint
+
+
+def evaluation_queries(work: Workspace, config: EvaluateConfig) -> list[Query]:
+    """The frozen queries that are evaluated.
+
+    Raises:
+        ValueError: more users are asked for than were frozen.
+    """
+    queries = list(work.prepared.queries[config.split])
+    if config.users is not None and config.users > len(queries):
+        field = {"test": "eval_users", "validation": "validation_users"}.get(config.split, f"{config.split}_queries")
+        raise ValueError(f"evaluate.users must be <= the {len(queries)} frozen {config.split} queries; got "
+                         f"{config.users}; lower it or raise data.{field}")
+    return queries[:config.users]
+
+
+def make_generate(work: Workspace, checkpoint: str, config: EvaluateConfig) -> Generate:
+    """A checkpoint's policy as the protocol takes it: rows and prompts in, texts out."""
+    return policy_generate(
+        work.decoder, work.adapter(checkpoint), work.backbone.base, work.tokenizer,
+        max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p,
+        key=stream_key(work.config.train_seed, "evaluate", 0))
+
+
+def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig, queries: Sequence[EvaluationQuery]
+                        ) -> list[Prediction]:
+    """Predictions of one checkpoint, resumed from what its file holds already."""
+    system = system_name(work, checkpoint)
+    settings = {k: v for k, v in as_plain(config).items() if k not in ("systems", "users")}
+    trained = "pretrain" if checkpoint == "base" else checkpoint
+    source = fingerprint(work.backbone.sha256, checkpoint, stage_key(work.config, trained), settings,
+                         jax.default_backend())
+    path = work.run.folder("evaluate") / f"predictions-{config.split}-{system}.jsonl"
+    return evaluate_system(system, queries, make_generate(work, checkpoint, config), path=path, source=source,
+                           batch_size=config.batch_size, form=work.config.prompts.answer.form)
+
+
+def evaluate_run(work: Workspace, config: EvaluateConfig, checkpoints: Sequence[str], file: str) -> dict[str, Any]:
+    """Evaluate checkpoints and write the result file ``<run>/evaluate/<file>``.
+
+    Returns:
+        The result file's contents.
+    """
+    queries = evaluation_queries(work, config)
+    rendered = render_queries(work.prepared, queries, work.config.prompts, work.tokenizer,
+                              shown_thoughts(work, queries))
+    asked = [r.for_evaluation(work.prepared) for r in rendered]
+    predictions = {name: evaluate_checkpoint(work, name, config, asked) for name in checkpoints}
+    c = work.config
+    rows = [summarize(mine, dataset=c.data.name, negatives=c.data.negatives, split=SPLITS[config.split],
+                      seed=c.train_seed) | {"split_seed": c.data.split_seed, "candidates": c.data.candidates}
+            for mine in predictions.values()]
+    result = result_file(
+        what(c), rows, fingerprint(as_plain(c)), note=c.note, prompts=count_dropped(rendered),
+        settings=as_plain(config), significance=_compare(predictions), base_sha256=work.backbone.sha256,
+        backbone=c.backbone.source)
+    write_result(work.run.folder("evaluate") / file, result)
+    return result
+
+
+def evaluate_stage(work: Workspace) -> dict[str, Any]:
+    """Evaluate the configured systems."""
+    config = work.config.evaluate
+    return evaluate_run(work, config, [CHECKPOINTS[name] for name in config.systems],
+                        f"results-{config.split}.json")
+
+
+def what(config: TrainConfig) -> str:
+    """One line that says what was measured."""
+    return (f"{config.backbone.source} on {config.data.name}: {config.data.sft_queries} SFT queries x "
+            f"{config.sft.epochs}, {config.data.rl_queries} RL queries")
+
+
+def _compare(predictions: dict[str, list[Prediction]]) -> list[dict[str, Any]]:
+    """Paired bootstrap of HitRatio@1 between each system and the one before it."""
+    found = []
+    for (_, first), (_, second) in pairwise(predictions.items()):
+        found.append({"metric": "hr@1", "system": second[0].system, "minus": first[0].system,
+                      **asdict(compare(second, first))})
+    return found

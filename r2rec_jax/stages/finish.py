@@ -1,0 +1,67 @@
+"""The end of a run: exports, plots, the table."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from r2rec_jax.evaluation.tables import markdown, print_table
+from r2rec_jax.progress import say
+from r2rec_jax.reporting.plots import plot_losses, plot_rewards, read_metrics
+from r2rec_jax.stages.export import export_merged, export_peft
+from r2rec_jax.stages.run import write_json_atomic
+from r2rec_jax.stages.workspace import Workspace
+
+
+def export_stage(work: Workspace) -> dict[str, Any]:
+    """Write the configured exports under ``<run>/export``."""
+    c = work.config.export
+    written = {}
+    for form in c.formats:
+        out = work.run.folder("export") / form
+        shutil.rmtree(out, ignore_errors=True)
+        export(work, c.checkpoint, form, out)
+        written[form] = str(out)
+    return {"checkpoint": c.checkpoint, "written": written}
+
+
+def export(work: Workspace, checkpoint: str, form: str, out: Path) -> None:
+    """Write one export; the folder appears whole or not at all."""
+    lora = work.adapter(checkpoint)
+    if form == "peft":
+        export_peft(work.backbone, lora, work.config.lora, work.tokenizer, out)
+    else:
+        export_merged(work.backbone, lora, work.config.lora, work.tokenizer, out)
+    say(f"export: {form} of {checkpoint} in {out}")
+
+
+def finish(work: Workspace, stages: Sequence[str]) -> dict[str, Any]:
+    """Draw the plots, print the table, and gather what the stages reported.
+
+    Returns:
+        {"run_dir", "stages": {stage: its result}, "results": the evaluation's result file, or None}.
+    """
+    run = work.run
+    metrics = run.path / "metrics.jsonl"
+    done = {stage: run.result(stage) for stage in stages if run.is_done(stage)}
+    if metrics.exists():
+        rows = read_metrics(metrics)
+        trained = {row.get("stage") for row in rows}
+        if trained & {"pretrain", "sft"}:
+            plot_losses(rows, run.path / "plots" / "loss.png", str(run.path.name))
+        if "grpo" in trained:
+            plot_rewards(rows, run.path / "plots" / "reward.png", str(run.path.name))
+        say(f"plots: {run.path / 'plots'}")
+    results = done.get("evaluate")
+    if results is not None:
+        print_table(results["rows"], results["what"])
+        (run.path / "evaluate" / "table.md").write_text(markdown(results["rows"]) + "\n", encoding="utf-8")
+        for entry in results["significance"]:
+            say(f"HitRatio@1 of {entry['system']} minus {entry['minus']}: {entry['difference']:+.3f} "
+                f"[{entry['low']:+.3f}, {entry['high']:+.3f}], p = {entry['p']:.3f} (paired bootstrap, "
+                f"{entry['users']} users)")
+    outcome = {"run_dir": str(run.path), "stages": done, "results": results}
+    write_json_atomic(run.path / "summary.json", outcome)
+    return outcome

@@ -1,0 +1,142 @@
+"""The stages that train: pretrain (``tiny`` only), sft and grpo. They connect files, prompts and rewards to the loops
+in ``training``, which know tokens and arrays alone.
+
+Each leaves ``<run>/<stage>/checkpoints`` to resume from and its product beside them: ``backbone/`` (an HF folder) or
+``adapter/`` (a PEFT folder).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from r2rec_jax.config import LoraConfig
+from r2rec_jax.models.backbone import Backbone, random_backbone, tiny_hf_config, with_base
+from r2rec_jax.models.huggingface import save_merged
+from r2rec_jax.models.lora import init_lora
+from r2rec_jax.models.peft import save_adapter
+from r2rec_jax.progress import say
+from r2rec_jax.rewards.steps import Band, resolve_band
+from r2rec_jax.rewards.total import compute
+from r2rec_jax.stages.corpus import pretraining_texts
+from r2rec_jax.stages.rendering import RenderedQuery, count_dropped, render_queries
+from r2rec_jax.stages.run import stage_key
+from r2rec_jax.stages.thinking import read_examples, shown_thoughts
+from r2rec_jax.stages.workspace import Workspace
+from r2rec_jax.tokens.examples import Example, Limits, make_example
+from r2rec_jax.training.checkpoints import Checkpoints, Identity
+from r2rec_jax.training.grpo import Environment, train_grpo
+from r2rec_jax.training.metrics import JsonLines, MetricsWriter
+from r2rec_jax.training.policy import FrozenModel
+from r2rec_jax.training.pretrain import train_pretrain
+from r2rec_jax.training.sft import train_sft
+from r2rec_jax.training.state import stream_key
+
+
+def pretrain_stage(work: Workspace) -> dict[str, Any]:
+    """Train the ``tiny`` backbone from scratch; nothing to do for a pretrained one."""
+    if not work.is_tiny:
+        return {"note": f"backbone {work.config.backbone.source} is pretrained"}
+    c, tokenizer, folder = work.config, work.tokenizer, work.run.folder("pretrain")
+    hf = tiny_hf_config(c.backbone.tiny, vocab_size=tokenizer.vocab_size, bos_id=tokenizer.bos_id,
+                        eos_id=tokenizer.end_id, pad_id=tokenizer.pad_id)
+    fresh = random_backbone(hf, c.lora, c.backbone.dtype, seed=c.train_seed, source="tiny")
+    texts = pretraining_texts(work)
+    trained = train_pretrain(
+        _frozen(work, fresh), fresh.lora, texts, c.pretrain, seed=c.train_seed, pad_id=tokenizer.pad_id,
+        checkpoints=_checkpoints(work, "pretrain", fresh, None), metrics=MetricsWriter(work.run.path, "pretrain"))
+    backbone = with_base(fresh, trained.params, "tiny")
+    _replace(folder / "backbone", lambda out: save_merged(backbone, None, out, tokenizer.save))
+    parameters = sum(int(np.prod(x.shape)) for x in _leaves(backbone.base))
+    return {"parameters": parameters, "texts": len(texts), "tokens": sum(map(len, texts)), "steps": trained.steps,
+            "skipped": trained.skipped, "base_sha256": backbone.sha256}
+
+
+def sft_stage(work: Workspace) -> dict[str, Any]:
+    """Train the adapter on the examples of the thoughts stage (Eq. 3)."""
+    c, backbone, tokenizer = work.config, work.backbone, work.tokenizer
+    limits = Limits(c.prompts.max_tokens, c.sft.max_completion)
+    examples = [make_example(tokenizer, e.example_id, e.prompt, e.completion, limits)
+                for e in read_examples(work.run.folder("thoughts") / "sft.jsonl")]
+    say(f"sft: {len(examples)} examples, {sum(e.length for e in examples)} tokens, of them "
+        f"{sum(len(e.completion_ids) for e in examples)} trained on; adapter r={c.lora.rank}")
+    trained = train_sft(
+        _frozen(work, backbone), fresh_adapter(work), examples, c.sft, seed=c.train_seed, pad_id=tokenizer.pad_id,
+        checkpoints=_checkpoints(work, "sft", backbone, c.lora), metrics=MetricsWriter(work.run.path, "sft"))
+    _keep_adapter(work, "sft", trained.params)
+    return {"examples": len(examples), "tokens": sum(e.length for e in examples), "steps": trained.steps,
+            "skipped": trained.skipped, "base_sha256": backbone.sha256}
+
+
+def grpo_stage(work: Workspace) -> dict[str, Any]:
+    """Train the adapter by its own rollouts and their rewards (Eq. 4 to 7)."""
+    c, backbone, tokenizer = work.config, work.backbone, work.tokenizer
+    queries = work.prepared.queries["rl"]
+    rendered = render_queries(work.prepared, queries, c.prompts, tokenizer, shown_thoughts(work, queries))
+    band = resolve_band(c.rewards, work.run.result("thoughts")["ranking_statements"])
+    say(f"grpo: {len(rendered)} prompts, {c.grpo.group_size} completions each; full step reward for "
+        f"{band.low} to {band.high} statements")
+    environment = Environment(work.decoder.generate, tokenizer.decode, make_reward(work, rendered, band),
+                              tokenizer.pad_id)
+    start = work.adapter("sft") if c.grpo.start == "sft" else fresh_adapter(work)
+    trained = train_grpo(
+        _frozen(work, backbone), start, [Example(r.query.query_id, r.chat.ids, ()) for r in rendered], c.grpo,
+        environment, seed=c.train_seed, checkpoints=_checkpoints(work, "grpo", backbone, c.lora),
+        metrics=MetricsWriter(work.run.path, "grpo"),
+        completions_log=JsonLines(work.run.folder("grpo") / "completions.jsonl"))
+    _keep_adapter(work, "grpo", trained.params)
+    return {**count_dropped(rendered), "band": [band.low, band.high], "steps": trained.steps,
+            "skipped": trained.skipped, "base_sha256": backbone.sha256}
+
+
+def make_reward(work: Workspace, rendered: Sequence[RenderedQuery], band: Band) -> Any:
+    """The reward of these queries as the training loop takes it: texts and ids in, arrays by name out."""
+    c = work.config
+    by_id = {r.query.query_id: r for r in rendered}
+
+    def reward(texts: Sequence[str], example_ids: Sequence[str]) -> dict[str, np.ndarray]:
+        asked = [by_id[name] for name in example_ids]
+        batch = compute(texts, [r.target for r in asked], [r.labels for r in asked], c.rewards, band,
+                        form=c.prompts.answer.form, opened_think=asked[0].chat.opened_think)
+        return {
+            "total": batch.total, "rank": batch.rank, "step": batch.step, "valid": batch.valid,
+            "hit": batch.listed & (batch.rank_of_target == 1), "copied_order": batch.copied_order,
+            "duplicates": batch.duplicates, "outside": batch.outside, "statements": batch.statements,
+        }
+
+    return reward
+
+
+def fresh_adapter(work: Workspace) -> nnx.State:
+    """The run's untrained adapter: A drawn from the seed, B zero, so that it is the base policy and can learn."""
+    return init_lora(work.backbone.lora, stream_key(work.config.train_seed, "lora", 0))
+
+
+def _frozen(work: Workspace, backbone: Backbone) -> FrozenModel:
+    return FrozenModel.from_config(backbone.graphdef, backbone.base, work.config.backbone)
+
+
+def _checkpoints(work: Workspace, stage: str, backbone: Backbone, lora: LoraConfig | None) -> Checkpoints:
+    identity = Identity(stage, backbone.sha256, stage_key(work.config, stage), lora)
+    return Checkpoints(work.run.folder(stage) / "checkpoints", identity)
+
+
+def _keep_adapter(work: Workspace, stage: str, lora: nnx.State) -> None:
+    _replace(work.run.folder(stage) / "adapter", lambda out: save_adapter(lora, work.config.lora, work.backbone, out))
+
+
+def _replace(folder: Path, write: Any) -> None:
+    """Write a product that must be new; one left by a run that was cut off between two steps is replaced."""
+    shutil.rmtree(folder, ignore_errors=True)
+    write(folder)
+
+
+def _leaves(tree: nnx.State) -> list[Any]:
+    import jax
+
+    return jax.tree.leaves(tree)

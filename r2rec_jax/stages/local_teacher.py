@@ -1,0 +1,54 @@
+"""The ``local`` teacher of a run: its own backbone behind the masked progressive prompt."""
+
+from __future__ import annotations
+
+import hashlib
+
+from r2rec_jax.config import as_plain, fingerprint
+from r2rec_jax.progress import say
+from r2rec_jax.stages.workspace import Workspace
+from r2rec_jax.thoughts.local import LocalTeacher
+
+BATCH = 8
+
+
+def make_local_teacher(work: Workspace, domain: str) -> LocalTeacher:
+    """A teacher that asks the run's backbone, without adapter.
+
+    Raises:
+        ValueError: the backbone is ``tiny``, which is not trained yet when thoughts are written.
+    """
+    if work.is_tiny:
+        raise ValueError("thoughts.teacher 'local' needs a pretrained backbone; got backbone.source 'tiny', which is "
+                         "trained from scratch after the thoughts; use thoughts.teacher: template")
+    import jax
+
+    config = work.config.thoughts
+    tokenizer = work.source_tokenizer()
+    from r2rec_jax.sampling.decoder import Decoder
+
+    backbone = work.backbone
+    decoder = Decoder(backbone.graphdef, backbone.config, tokenizer.end_ids, tokenizer.pad_id)
+    key = jax.random.fold_in(jax.random.key(work.config.train_seed), _number("local teacher"))
+
+    def generate(prompts: list[str], keys: list[str]) -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(prompts), BATCH):
+            part = slice(start, start + BATCH)
+            rollout = decoder.generate(
+                backbone.lora, backbone.base, [tokenizer.chat(p).ids for p in prompts[part]], group=1,
+                max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=0.95, key=key,
+                row_ids=[_number(k) for k in keys[part]],
+                on_compile=lambda what, seconds: say(f"thoughts: compiled {what} in {seconds:.1f}s"))
+            texts += [tokenizer.decode(rollout.tokens[i, 0, :rollout.lengths[i, 0]])
+                      for i in range(len(prompts[part]))]
+        return texts
+
+    model = fingerprint(backbone.sha256, as_plain(config))[:16]
+    return LocalTeacher(generate, domain, model=model, attempts=config.attempts,
+                        opened_think=tokenizer.chat("").opened_think)
+
+
+def _number(text: str) -> int:
+    """A stable 31-bit number of a text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1

@@ -1,0 +1,233 @@
+"""The run folder: which stages are done, under which settings, and who is working on it.
+
+    run.json          settings, versions, commit; written once, compared on every later start
+    stages.json       {stage: {"key": fingerprint, "seconds": ..., "result": {...}}} for finished stages
+    claims.json       {stage: fingerprint} under which a stage's folder was begun, finished or not
+    lock              held by the process that works on the folder
+
+A stage's key is the fingerprint of the settings it reads and of the keys of the stages it builds on. A finished stage
+whose key is unchanged is not run again. When a setting that a stage depends on has changed, the run is refused with the
+names of the settings, unless ``overwrite`` is given: then the stages concerned are run anew and their old output is
+deleted. ``evaluate`` and ``export`` settings may change freely: those stages are simply run again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r2rec_jax.config import STAGES, TrainConfig, as_plain, fingerprint
+
+READS: dict[str, tuple[str, ...]] = {
+    "prepare": ("data", "graph", "train_seed"),
+    "thoughts": ("prompts", "thoughts", "backbone", "train_seed"),
+    "pretrain": ("pretrain", "train_seed"),
+    "sft": ("sft", "lora", "train_seed"),
+    "grpo": ("grpo", "rewards", "lora", "train_seed"),
+    "evaluate": ("evaluate", "train_seed"),
+    "export": ("export",),
+}
+"""Which settings each stage reads (those of the stages it builds on come through their keys)."""
+
+_BUILDS_ON: dict[str, tuple[str, ...]] = {
+    "prepare": (), "thoughts": ("prepare",), "pretrain": ("thoughts",), "sft": ("pretrain",),
+}
+_CHECKPOINT_STAGES = {"base": "pretrain", "sft": "sft", "sft+grpo": "grpo", "grpo": "grpo"}
+
+
+def builds_on(config: TrainConfig, stage: str) -> tuple[str, ...]:
+    """The stages whose output a stage takes as input: GRPO only takes SFT's when it starts from it, and evaluation and
+    export take those whose checkpoints they are asked for."""
+    if stage == "grpo":
+        return ("sft",) if config.grpo.start == "sft" else ("pretrain",)
+    if stage == "evaluate":
+        return tuple(dict.fromkeys(_CHECKPOINT_STAGES[name] for name in config.evaluate.systems))
+    if stage == "export":
+        return (_CHECKPOINT_STAGES[config.export.checkpoint],)
+    return _BUILDS_ON[stage]
+
+
+WITHOUT_EFFECT = {"data": ("path", "cache_dir")}
+"""Settings that say where something lies, not what it is: they do not enter a key."""
+
+FREE = ("evaluate", "export")
+
+
+def read_settings(plain: dict[str, Any], stage: str) -> dict[str, Any]:
+    """The settings a stage reads, as {dotted name: value}, without those that have no effect on the outcome."""
+    flat: dict[str, Any] = {}
+    for section in READS[stage]:
+        value = plain[section]
+        if not isinstance(value, dict):
+            flat[section] = value
+            continue
+        skip = WITHOUT_EFFECT.get(section, ())
+        for name, inner in value.items():
+            if name not in skip:
+                flat[f"{section}.{name}"] = inner
+    return flat
+
+
+def stage_key(config: TrainConfig, stage: str) -> str:
+    """Fingerprint of everything that decides a stage's outcome."""
+    below = [stage_key(config, name) for name in builds_on(config, stage)]
+    return fingerprint(stage, read_settings(as_plain(config), stage), below)
+
+
+@dataclass
+class RunFolder:
+    """A run folder, opened with its configuration."""
+
+    path: Path
+    config: TrainConfig
+
+    @classmethod
+    def open(cls, config: TrainConfig, *, provenance: dict[str, Any], overwrite: bool = False) -> RunFolder:
+        """Open or create the folder of this configuration.
+
+        Raises:
+            ValueError: the folder was made with other settings (names them), or is not a run folder.
+        """
+        run = cls(Path(config.run_dir).expanduser(), config)
+        record = run.path / "run.json"
+        if not record.exists():
+            if run.path.exists() and any(p.name != "lock" for p in run.path.iterdir()):
+                raise ValueError(f"run_dir {run.path} is not empty and holds no run.json; choose another --run_dir")
+            run.path.mkdir(parents=True, exist_ok=True)
+        else:
+            run._refuse_or_clear(_read_json(record)["config"], overwrite)
+        write_json_atomic(record, {"config": as_plain(config), **provenance})
+        return run
+
+    @classmethod
+    def existing(cls, folder: str | Path) -> RunFolder:
+        """Open a folder that a run has made, with the configuration kept in it."""
+        path = Path(folder).expanduser()
+        if not (path / "run.json").exists():
+            raise ValueError(f"{path} is not a run folder (no run.json); give the --run_dir of a finished training run")
+        return cls(path, config_from_plain(_read_json(path / "run.json")["config"]))
+
+    def _refuse_or_clear(self, old_plain: dict[str, Any], overwrite: bool) -> None:
+        plain = as_plain(self.config)
+        done = self._stages()
+        touched, names = [], []
+        for stage in STAGES:
+            if stage in FREE:
+                continue
+            old, new = read_settings(old_plain, stage), read_settings(plain, stage)
+            changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+            if changed and (stage in done or self.folder(stage).exists()):
+                touched.append(stage)
+                names += [f"{k} (was {old.get(k)!r}, now {new.get(k)!r})" for k in changed]
+        if not touched:
+            return
+        if not overwrite:
+            listed = "; ".join(dict.fromkeys(names))
+            raise ValueError(f"run_dir {self.path} was made with other settings: {listed}; choose another --run_dir, "
+                             f"or --overwrite to run {touched[0]} and what follows anew")
+        for stage in STAGES[STAGES.index(touched[0]):]:
+            self.clear(stage)
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage keeps its output."""
+        return self.path / stage
+
+    def clear(self, stage: str) -> None:
+        """Forget a stage and delete its output."""
+        done = self._stages()
+        done.pop(stage, None)
+        write_json_atomic(self.path / "stages.json", done)
+        shutil.rmtree(self.folder(stage), ignore_errors=True)
+
+    def claim(self, stage: str) -> None:
+        """Start or go on with a stage: output that lies there from other settings or inputs is deleted first."""
+        path = self.path / "claims.json"
+        claims = _read_json(path) if path.exists() else {}
+        key = stage_key(self.config, stage)
+        if claims.get(stage) != key:
+            self.clear(stage)
+            claims[stage] = key
+            write_json_atomic(path, claims)
+
+    def _stages(self) -> dict[str, Any]:
+        path = self.path / "stages.json"
+        return _read_json(path) if path.exists() else {}
+
+    def result(self, stage: str) -> dict[str, Any]:
+        """What a finished stage reported.
+
+        Raises:
+            ValueError: the stage has not finished.
+        """
+        done = self._stages()
+        if stage not in done:
+            raise ValueError(f"stage {stage!r} of {self.path} has not finished; run python -m r2rec_jax.train "
+                             f"--stages {stage} first")
+        return done[stage]["result"]
+
+    def is_done(self, stage: str) -> bool:
+        """Whether the stage has finished under the present settings."""
+        return self._stages().get(stage, {}).get("key") == stage_key(self.config, stage)
+
+    def mark_done(self, stage: str, seconds: float, result: dict[str, Any]) -> None:
+        """Record that a stage has finished."""
+        done = self._stages()
+        done[stage] = {"key": stage_key(self.config, stage), "seconds": round(seconds, 3),
+                       "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "result": result}
+        write_json_atomic(self.path / "stages.json", done)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder; a second process is refused, a lock left by a killed one is not in the way."""
+        with open(self.path / "lock", "a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                raise ValueError(f"run_dir {self.path} is in use by process {lock.read().strip() or '?'}; "
+                                 "wait for it or choose another --run_dir") from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+
+def config_from_plain(plain: dict[str, Any]) -> TrainConfig:
+    """A TrainConfig from :func:`as_plain`'s form; unknown keys are an error that names them."""
+    from jsonargparse import ArgumentError
+
+    from r2rec_jax.stages.cli import make_parser, one_line
+
+    parser = make_parser("r2rec_jax", "")
+    parser.add_class_arguments(TrainConfig, as_group=False)
+    try:
+        made = parser.instantiate(parser.parse_object(plain))
+    except ArgumentError as error:
+        raise ValueError(f"run.json holds settings of another version: {one_line(str(error))}") from None
+    return TrainConfig(**{k: made[k] for k in TrainConfig.__dataclass_fields__})
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write JSON through a temporary file in the same folder, so that a reader sees the old or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete the run folder or restore the file") from None

@@ -1,0 +1,234 @@
+"""The thoughts stage: a teacher writes the interaction-of-thoughts, and they become SFT examples (Eq. 2).
+
+Under ``<run>/thoughts``:
+
+    thoughts.jsonl    the store: every thought that was written, keyed by content
+    tokenizer/        the run's tokenizer as an HF folder (trained here for the ``tiny`` backbone)
+    sft.jsonl         the examples as text: chain -> (thought, rating), and ranking prompt -> (thoughts, ranking)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from r2rec_jax.config import fingerprint
+from r2rec_jax.data.queries import Query
+from r2rec_jax.progress import bar, say
+from r2rec_jax.prompts.answer import parse_completion
+from r2rec_jax.prompts.ranking import render_ranking
+from r2rec_jax.prompts.thought import render_thought, render_thought_completion
+from r2rec_jax.prompts.views import ChainView
+from r2rec_jax.stages.rendering import (
+    ChainThoughts,
+    RenderedQuery,
+    count_dropped,
+    distinct_chains,
+    make_view,
+    render_queries,
+)
+from r2rec_jax.stages.workspace import Workspace
+from r2rec_jax.thoughts.store import ThoughtStore, collect
+from r2rec_jax.thoughts.target import RankingTarget, write_ranking_target
+from r2rec_jax.thoughts.teacher import Teacher, Thought, pick
+from r2rec_jax.tokens.bpe import train_tokenizer
+from r2rec_jax.tokens.tokenizer import Tokenizer
+
+Written = dict[ChainView, Thought | None]
+
+
+@dataclass(frozen=True)
+class TextExample:
+    """An SFT example as text.
+
+    Attributes:
+        example_id: query id, for thoughts with the chain's number.
+        kind: ``ranking`` or ``thought``.
+        prompt: the user message.
+        completion: what the model should write; a ``<think>`` that the chat template opens is left out.
+        statements: reasoning statements in it.
+    """
+
+    example_id: str
+    kind: Literal["ranking", "thought"]
+    prompt: str
+    completion: str
+    statements: int
+
+
+def make_teacher(work: Workspace) -> Teacher:
+    """The configured teacher."""
+    c = work.config
+    domain = work.prepared.dataset.domain if c.prompts.domain == "auto" else c.prompts.domain
+    if c.thoughts.teacher == "template":
+        from r2rec_jax.thoughts.template import TemplateTeacher
+
+        return TemplateTeacher(domain)
+    from r2rec_jax.stages.local_teacher import make_local_teacher
+
+    return make_local_teacher(work, domain)
+
+
+def write_thoughts(work: Workspace, queries: Sequence[Query]) -> Written:
+    """The thoughts on all chains of ``queries``, out of the run's store or written now."""
+    chains = list(dict.fromkeys(c for query in queries for c in distinct_chains(work.prepared, query)))
+    work.run.folder("thoughts").mkdir(parents=True, exist_ok=True)
+    store = ThoughtStore(work.run.folder("thoughts") / "thoughts.jsonl")
+    with bar("thoughts", len(chains), "chains") as progress:
+        thoughts = collect(make_teacher(work), store, chains, [str(work.config.train_seed)] * len(chains),
+                           on_progress=progress.advance)
+    return dict(zip(chains, thoughts, strict=True))
+
+
+def shown_thoughts(work: Workspace, queries: Sequence[Query]) -> ChainThoughts | None:
+    """What ``prompts.thoughts: prompt`` shows with each chain; None under the other settings.
+
+    Raises:
+        ValueError: the teacher gave up on a chain that a prompt would show.
+    """
+    if work.config.prompts.thoughts != "prompt":
+        return None
+    written = write_thoughts(work, queries)
+    missing = sum(thought is None for thought in written.values())
+    if missing:
+        raise ValueError(f"prompts.thoughts 'prompt' needs a thought for every chain; teacher "
+                         f"{work.config.thoughts.teacher!r} gave up on {missing} of {len(written)}; raise "
+                         "thoughts.attempts or use thoughts.teacher: template")
+    brief = work.config.prompts.detail == "brief"
+    return {chain: thought.one_line if brief else " ".join(thought.statements)
+            for chain, thought in written.items() if thought is not None}
+
+
+def thoughts_stage(work: Workspace) -> dict[str, Any]:
+    """Write thoughts, the tokenizer and the SFT examples.
+
+    Returns:
+        Counts: thoughts written and given up, examples by kind, prompts shortened, lengths in tokens, and the
+        statement counts of the ranking targets (the reward's band comes from them).
+    """
+    prepared, c = work.prepared, work.config
+    sft, rl = prepared.queries["sft"], prepared.queries["rl"]
+    written = write_thoughts(work, sft)
+    shown = shown_thoughts(work, [*sft, *rl])
+    tokenizer = _make_tokenizer(work, written, shown)
+    with bar("render", len(sft), "prompts") as progress:
+        rendered = render_queries(prepared, sft, c.prompts, tokenizer, shown, advance=progress.advance)
+    examples = [*ranking_examples(work, rendered, written), *thought_examples(work, rendered, written)]
+    _write_lines(work.run.folder("thoughts") / "sft.jsonl", map(asdict, examples))
+    lengths = _lengths(tokenizer, examples)
+    result = {
+        "teacher": c.thoughts.teacher, "thoughts": sum(t is not None for t in written.values()),
+        "given_up": sum(t is None for t in written.values()), "examples": dict(Counter(e.kind for e in examples)),
+        **count_dropped(rendered), "tokens": lengths,
+        "ranking_statements": [e.statements for e in examples if e.kind == "ranking"],
+        "tokenizer": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size,
+    }
+    say(f"thoughts: {result['thoughts']} written, {result['given_up']} given up; examples {result['examples']}; "
+        f"{result['shortened_prompts']} prompts lost {result['dropped_chains']} chains to the limit; "
+        f"tokens {lengths}")
+    return result
+
+
+def ranking_examples(work: Workspace, rendered: Sequence[RenderedQuery], written: Written) -> list[TextExample]:
+    """One example a query: the ranking prompt, and reasoning and ranking as the target."""
+    config = work.config.prompts
+    examples = []
+    for r in rendered:
+        target = _ranking_target(work, r.query, r.view, written, len(r.chains))
+        completion = target.completion(r.view, config, opened_think=r.chat.opened_think)
+        parsed = parse_completion(completion, form=config.answer.form, titles=r.labels,
+                                  opened_think=r.chat.opened_think)
+        examples.append(TextExample(r.query.query_id, "ranking", r.text, completion, parsed.statements))
+    return examples
+
+
+def thought_examples(work: Workspace, rendered: Sequence[RenderedQuery], written: Written) -> list[TextExample]:
+    """Chain -> (thought, rating) examples, ``sft.thought_weight`` for each ranking example, evenly over the queries."""
+    config = work.config
+    domain = work.prepared.dataset.domain if config.prompts.domain == "auto" else config.prompts.domain
+    pool = []
+    for r in rendered:
+        for number, chain in enumerate(r.view.chains):
+            thought = written[chain]
+            if thought is not None:
+                order = pick(range(2**62), str(config.train_seed), r.query.query_id, str(number))
+                pool.append((number, order, r, chain, thought))
+    pool.sort(key=lambda entry: entry[:2])
+    wanted = round(config.sft.thought_weight * len(rendered))
+    examples = []
+    for number, _, r, chain, thought in pool[:wanted]:
+        prompt = render_thought(chain, domain)
+        completion = render_thought_completion(thought.statements, thought.rating, opened_think=r.chat.opened_think)
+        examples.append(TextExample(f"{r.query.query_id}/chain-{number}", "thought", prompt.text, completion,
+                                    len(thought.statements)))
+    return examples
+
+
+def read_examples(path: Path) -> list[TextExample]:
+    """The examples that the stage wrote."""
+    return [TextExample(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _ranking_target(work: Workspace, query: Query, view: Any, written: Written, kept: int) -> RankingTarget:
+    scores = work.prepared.item_scores
+    return write_ranking_target(
+        view, [written[chain] for chain in view.chains], query.candidates.index(query.target),
+        [float(scores[i]) for i in query.candidates], work.config.prompts, f"{work.config.train_seed}/{query.query_id}",
+        kept)
+
+
+def _make_tokenizer(work: Workspace, written: Written, shown: ChainThoughts | None) -> Tokenizer:
+    """Keep the backbone's tokenizer with the run, or train the ``tiny`` one on all that it will have to write."""
+    if not work.is_tiny:
+        tokenizer = work.source_tokenizer()
+        tokenizer.save(work.tokenizer_dir)
+        return work.tokenizer
+    prepared, config = work.prepared, work.config.prompts
+    texts = []
+    for query in [*prepared.queries["sft"], *prepared.queries["rl"]]:
+        view = make_view(prepared, query, config, shown)
+        texts.append(render_ranking(view, config).text)
+        if query.split == "sft":
+            target = _ranking_target(work, query, view, written, len(view.chains))
+            texts.append(target.completion(view, config, opened_think=False))
+            for chain in view.chains:
+                texts.append(render_thought(chain, view.domain).text)
+                thought = written[chain]
+                if thought is not None:
+                    texts.append("\n".join([*thought.statements, thought.one_line]))
+    texts += [item.title for item in prepared.dataset.items]
+    return train_tokenizer(texts, work.config.backbone.tiny.vocab_size, work.tokenizer_dir)
+
+
+def _lengths(tokenizer: Tokenizer, examples: Sequence[TextExample]) -> dict[str, dict[str, int]]:
+    """Median and longest prompt and completion by kind, in tokens."""
+    lengths: dict[str, dict[str, int]] = {}
+    for kind in dict.fromkeys(e.kind for e in examples):
+        mine = [e for e in examples if e.kind == kind]
+        prompts = [len(tokenizer.chat(e.prompt).ids) for e in mine]
+        completions = [len(tokenizer.encode_completion(e.completion)) + 1 for e in mine]
+        lengths[kind] = {"prompt_median": int(np.median(prompts)), "prompt_max": max(prompts),
+                         "completion_median": int(np.median(completions)), "completion_max": max(completions)}
+    return lengths
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def examples_key(examples: Sequence[TextExample]) -> str:
+    """Fingerprint of the examples' texts."""
+    return fingerprint([asdict(e) for e in examples])

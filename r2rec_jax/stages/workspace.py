@@ -1,0 +1,121 @@
+"""What the stages of one run share: prepared data, tokenizer, backbone, adapters. Loaded when first asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from r2rec_jax.config import TrainConfig
+from r2rec_jax.stages.run import RunFolder
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from r2rec_jax.models.huggingface import Backbone
+    from r2rec_jax.sampling.decoder import Decoder
+    from r2rec_jax.stages.prepare import Prepared
+    from r2rec_jax.tokens.tokenizer import Tokenizer
+
+SMOLLM2 = "smollm2-135m"
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def backbone_path(source: str, cache_dir: str) -> str | Path:
+    """Where a backbone's files are: a local path, a hub id, or the cached GGUF of ``smollm2-135m``.
+
+    Args:
+        source: ``backbone.source``; not ``tiny``.
+        cache_dir: ``data.cache_dir``.
+    """
+    if source == SMOLLM2:
+        from r2rec_jax.data.fetch import fetch_backbone_gguf
+
+        return fetch_backbone_gguf(cache_dir)
+    path = Path(source).expanduser()
+    return path if path.exists() else source
+
+
+@dataclass
+class Workspace:
+    """One run's shared objects.
+
+    Attributes:
+        run: the run folder.
+    """
+
+    run: RunFolder
+
+    @property
+    def config(self) -> TrainConfig:
+        """The run's settings."""
+        return self.run.config
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the backbone is trained from scratch."""
+        return self.config.backbone.source == "tiny"
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """Data, queries and chains of the prepare stage."""
+        from r2rec_jax.stages.prepare import Prepared
+
+        self.run.result("prepare")
+        return Prepared.load(self.run.folder("prepare"))
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """Where the run keeps its tokenizer (an HF folder), so that it runs on with the network unplugged."""
+        return self.run.folder("thoughts") / "tokenizer"
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer."""
+        from r2rec_jax.tokens.tokenizer import Tokenizer
+
+        return Tokenizer.load(self.tokenizer_dir)
+
+    def source_tokenizer(self) -> Tokenizer:
+        """The backbone's own tokenizer, from where the backbone lies."""
+        from r2rec_jax.tokens.tokenizer import Tokenizer
+
+        path = backbone_path(self.config.backbone.source, self.config.data.cache_dir)
+        if isinstance(path, Path) and path.suffix == ".gguf":
+            return Tokenizer.from_gguf(path)
+        return Tokenizer.load(path)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen model, with a zero adapter of the run's shape."""
+        from r2rec_jax.models.huggingface import load_backbone
+
+        c = self.config
+        if self.is_tiny:
+            self.run.result("pretrain")
+            path: str | Path = self.run.folder("pretrain") / "backbone"
+        else:
+            path = backbone_path(c.backbone.source, c.data.cache_dir)
+        return load_backbone(path, c.lora, c.backbone.dtype)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The KV-cache decoder over the backbone."""
+        from r2rec_jax.sampling.decoder import Decoder
+
+        return Decoder(self.backbone.graphdef, self.backbone.config, self.tokenizer.end_ids, self.tokenizer.pad_id)
+
+    def adapter(self, checkpoint: str) -> nnx.State:
+        """The policy of a checkpoint: ``base`` is the zero tree, ``sft`` and ``grpo`` are read from their stage.
+
+        Raises:
+            ValueError: that stage has not finished, or its adapter belongs to another base.
+        """
+        from r2rec_jax.models.peft import load_adapter
+
+        if checkpoint == "base":
+            return self.backbone.lora
+        self.run.result(checkpoint)
+        lora, _ = load_adapter(self.run.folder(checkpoint) / "adapter", self.backbone)
+        return lora

@@ -1,0 +1,281 @@
+"""Group relative policy optimisation of the adapter (Eq. 4; the loss itself is in ``losses``).
+
+A step: draw G completions of each prompt, score them by the reward function, turn rewards into advantages within each
+group, and update the adapter on all of them (``iterations`` times on the same rollouts). Rollouts come from the adapter
+as it stands. Sampled and scored log-probabilities are both log softmax(logits / temperature) over the whole vocabulary.
+The first update needs no pass for the old log-probabilities: they are the policy's own with the gradient stopped. The
+reference policy is a LoRA tree of its own: a copy of the adapter GRPO starts from, or the zero tree.
+
+The paper gives the reward, learning rate, temperature and top-p; G, clip range, beta and steps are ours (config).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from r2rec_jax.config import GrpoConfig
+from r2rec_jax.models.lora import copy_lora, zeros_like_lora
+from r2rec_jax.sampling.decoder import Rollout
+from r2rec_jax.tokens.examples import Example
+from r2rec_jax.tokens.loader import make_loader
+from r2rec_jax.training.checkpoints import Checkpoints, one_line
+from r2rec_jax.training.losses import completion_weights, group_advantages, grpo_loss
+from r2rec_jax.training.metrics import JsonLines, MetricsWriter
+from r2rec_jax.training.policy import FrozenModel
+from r2rec_jax.training.programs import Program, Report, silent
+from r2rec_jax.training.rollouts import Generate, GroupBatch, group_shape, lay_out
+from r2rec_jax.training.session import RewardError, Session, Trained
+from r2rec_jax.training.state import (
+    TrainState,
+    init_state,
+    learning_rate,
+    make_optimizer,
+    make_schedule,
+    stream_key,
+)
+from r2rec_jax.training.updates import LossFn, Updates
+
+SUMS = ("tokens", "kl", "ratio", "clip_low", "clip_high", "entropy", "drift")
+SHOWN = ("reward", "kl", "completion_tokens")
+LOGGED_AS = {"total": "reward", "rank": "reward_rank", "step": "reward_step"}
+"""Names in the metrics of reward parts whose own name says too little; the others keep theirs."""
+
+
+class RewardFn(Protocol):
+    """Scores completions: one number each under ``total``, and under any other name what is logged beside it."""
+
+    def __call__(self, completions: Sequence[str], example_ids: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """Arrays of one number a completion, by name."""
+        ...
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What GRPO needs of the world outside the model.
+
+    Attributes:
+        generate: draws completions.
+        decode: token ids to text (a completion's end token is left out).
+        reward: scores the texts.
+        pad_id: written where there is no token; never read.
+    """
+
+    generate: Generate
+    decode: Callable[[Sequence[int]], str]
+    reward: RewardFn
+    pad_id: int = 0
+
+
+def make_grpo_loss(model: FrozenModel, config: GrpoConfig) -> LossFn:
+    """``loss(lora, base, group_batch)``: a pass's share of -J, and sums over its trained tokens."""
+    high = config.epsilon if config.epsilon_high is None else config.epsilon_high
+
+    def loss(lora: nnx.State, base: nnx.State, group: GroupBatch) -> tuple[Array, dict[str, Any]]:
+        logprobs, entropy = model.score(lora, base, group.rows, config.temperature)
+        value, sums = grpo_loss(logprobs, group.old, group.reference, group.advantages, group.weights,
+                                epsilon=config.epsilon, epsilon_high=high, beta=config.beta)
+        mask = group.weights > 0
+        sums["entropy"] = jnp.sum(jnp.where(mask, entropy, 0))
+        sums["drift"] = jnp.sum(jnp.where(mask, jnp.abs(logprobs - group.sampled), 0))
+        return value, jax.lax.stop_gradient(sums)
+
+    return loss
+
+
+def train_grpo(
+    model: FrozenModel,
+    lora: nnx.State,
+    prompts: Sequence[Example],
+    config: GrpoConfig,
+    environment: Environment,
+    *,
+    seed: int,
+    checkpoints: Checkpoints | None = None,
+    metrics: MetricsWriter | None = None,
+    completions_log: JsonLines | None = None,
+) -> Trained:
+    """Train the adapter by rewards on its own completions.
+
+    Args:
+        model: the frozen backbone.
+        lora: adapter to start from, and the reference when that is ``sft``; left as it is. A resumed run must be
+            given the same one.
+        prompts: their completion ids are not used.
+        config: of the stage.
+        environment: sampler, text and rewards.
+        seed: order of the prompts and noise of the rollouts.
+        checkpoints: resumed from and saved to.
+        metrics: one row a step; see :func:`step_metrics`.
+        completions_log: gets the first group of each step: prompt, texts and rewards.
+
+    Returns:
+        The trained adapter and counts.
+
+    Raises:
+        ValueError: no prompts.
+        RewardError: the reward function failed, naming the example; the steps before it are saved.
+        RuntimeError: three updates in a row were not finite.
+    """
+    loader = make_loader(prompts, config.prompts_per_step, config.epochs, seed)
+    total = min(len(loader), config.steps or len(loader))
+    settings = (config.lr, config.schedule, config.warmup, total * config.iterations)
+    optimizer, schedule = make_optimizer(*settings, config.weight_decay, config.max_grad_norm), make_schedule(*settings)
+    reference = copy_lora(lora) if config.reference == "sft" else zeros_like_lora(lora)
+    longest = max(len(example.prompt_ids) for example in prompts)
+    session = Session("grpo", init_state(lora, optimizer), loader, total, checkpoints=checkpoints, metrics=metrics,
+                      checkpoint_every=config.checkpoint_every, shown=SHOWN)
+    if completions_log is not None:
+        completions_log.keep(lambda row: row["step"] <= session.start)
+    with session:
+        score = Program("scoring", lambda lora, base, rows: model.score(lora, base, rows, config.temperature)[0],
+                        report=session.report)
+        updates = Updates(make_grpo_loss(model, config), SUMS, optimizer, session.report)
+        for step in session.steps():
+            chosen = next(loader)
+            ids = [example.example_id for example in chosen]
+            clock = Clock(session)
+            rollout = roll_out(session.state.params, model, chosen, config, environment, seed, step, session.report)
+            clock.lap("rollout_seconds")
+            texts = completion_texts(rollout, environment.decode)
+            rewards = score_texts(environment.reward, texts, ids, config.group_size)
+            clock.lap("reward_seconds")
+            lr = learning_rate(schedule, session.state)
+            passes = make_passes(chosen, rollout, rewards["total"], config, longest, environment.pad_id)
+            passes = [with_scores(group, score, session.state.params, reference, model.base, config)
+                      for group in passes]
+            state, values = update(session.state, updates, model.base, passes, config.iterations)
+            clock.lap("update_seconds")
+            values |= {"lr": lr, **step_metrics(rollout, rewards), **clock.laps}
+            if completions_log is not None:
+                completions_log.append({"step": step, "example_id": ids[0], "completions": texts[: config.group_size],
+                                        "rewards": {name: x[0] for name, x in rewards.items()}})
+            session.finish(step, state, values, ids)
+    return session.trained()
+
+
+def roll_out(lora: nnx.State, model: FrozenModel, chosen: Sequence[Example], config: GrpoConfig,
+             environment: Environment, seed: int, step: int, report: Report = silent) -> Rollout:
+    """G completions of each prompt by the adapter as it stands; the noise is a function of seed, step and row."""
+    first = (step - 1) * config.prompts_per_step * config.group_size
+    return environment.generate(
+        lora, model.base, [example.prompt_ids for example in chosen], group=config.group_size,
+        max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p,
+        key=stream_key(seed, "rollout", step), row_ids=range(first, first + len(chosen) * config.group_size),
+        on_compile=report)
+
+
+def completion_texts(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -> list[str]:
+    """Texts of all completions, prompt by prompt, each without its end token."""
+    prompts, group = rollout.lengths.shape
+    return [decode(rollout.tokens[p, g, : rollout.lengths[p, g] - int(rollout.finished[p, g])].tolist())
+            for p in range(prompts) for g in range(group)]
+
+
+def score_texts(reward: RewardFn, texts: Sequence[str], example_ids: Sequence[str], group: int
+                ) -> dict[str, np.ndarray]:
+    """Rewards as float64 [P, G] arrays by name.
+
+    Raises:
+        RewardError: in one line, when the function raises, has no ``total``, or gives one that is not finite; it names
+            the example.
+    """
+    repeated = [example_id for example_id in example_ids for _ in range(group)]
+    try:
+        parts = {name: np.asarray(x, np.float64) for name, x in reward(texts, repeated).items()}
+    except Exception as error:
+        raise RewardError(f"the reward function failed on {_culprit(reward, texts, repeated, group)}: "
+                          f"{type(error).__name__}: {one_line(error)}") from error
+    wrong = {name: x.shape for name, x in parts.items() if x.shape != (len(texts),)}
+    if "total" not in parts or wrong:
+        raise RewardError(f"a reward function must return 'total' and parts of shape ({len(texts)},); got "
+                          f"{sorted(parts)} with wrong shapes {wrong}")
+    if not np.isfinite(parts["total"]).all():
+        place = int(np.flatnonzero(~np.isfinite(parts["total"]))[0])
+        raise RewardError(f"a reward must be finite; got {parts['total'][place]} for completion {place % group} of "
+                          f"example {repeated[place]!r}")
+    return {name: x.reshape(len(example_ids), group) for name, x in parts.items()}
+
+
+def _culprit(reward: RewardFn, texts: Sequence[str], repeated: Sequence[str], group: int) -> str:
+    for place, (text, example_id) in enumerate(zip(texts, repeated, strict=True)):
+        try:
+            reward([text], [example_id])
+        except Exception:
+            return f"completion {place % group} of example {example_id!r}"
+    return f"the completions of examples {', '.join(dict.fromkeys(repeated))} together"
+
+
+def make_passes(chosen: Sequence[Example], rollout: Rollout, rewards: np.ndarray, config: GrpoConfig, longest: int,
+                pad_id: int) -> list[GroupBatch]:
+    """The device passes of a step, without scores."""
+    kept = rollout.finished if config.mask_truncated else np.ones_like(rollout.finished)
+    weights = completion_weights(rollout.lengths, kept, config.loss, config.max_new_tokens)
+    return lay_out([example.prompt_ids for example in chosen], rollout,
+                   group_advantages(rewards, config.scale_rewards), weights,
+                   group_shape(rollout, longest, config.max_new_tokens), config.micro_prompts, pad_id)
+
+
+def with_scores(group: GroupBatch, score: Program, lora: nnx.State, reference: nnx.State, base: nnx.State,
+                config: GrpoConfig) -> GroupBatch:
+    """The pass with the log-probabilities that the loss needs and nothing more: reference if beta > 0, old if the
+    rollouts serve more than one update."""
+    return replace(
+        group, reference=score(reference, base, group.rows) if config.beta > 0 else None,
+        old=score(lora, base, group.rows) if config.iterations > 1 else None)
+
+
+def update(state: TrainState, updates: Updates, base: nnx.State, passes: Sequence[GroupBatch], iterations: int
+           ) -> tuple[TrainState, dict[str, float]]:
+    """All updates on one step's rollouts; values are token means, averaged over the updates (drift: the first's)."""
+    rows = []
+    for _ in range(iterations):
+        state, values = updates.run(state, base, [(group,) for group in passes])
+        tokens = max(values.pop("tokens"), 1.0)
+        rows.append({name: value / tokens if name in SUMS else value for name, value in values.items()})
+    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    latest = {name: rows[-1][name] for name in ("skipped", "skipped_in_a_row")}
+    return state, means | latest | {"drift": rows[0]["drift"]}
+
+
+def step_metrics(rollout: Rollout, rewards: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """What is logged of a step's rollouts.
+
+    Returns:
+        The mean of every reward part over the completions where it is a number (names: :data:`LOGGED_AS`);
+        ``reward_std`` of the total over all completions; ``zero_spread_groups``: share of groups whose rewards are all
+        equal, which teach nothing; ``completion_tokens``: mean length; ``truncated``: share of completions that hit
+        the limit.
+    """
+    total = rewards["total"]
+    return {
+        **{LOGGED_AS.get(name, name): float(np.mean(x[np.isfinite(x)]))
+           for name, x in rewards.items() if np.isfinite(x).any()},
+        "reward_std": float(total.std()), "zero_spread_groups": float(np.mean(np.ptp(total, axis=1) == 0)),
+        "completion_tokens": float(rollout.lengths.mean()), "truncated": float(1 - rollout.finished.mean()),
+    }
+
+
+class Clock:
+    """Seconds of the phases of a step, compilations left out."""
+
+    def __init__(self, session: Session) -> None:
+        self.laps: dict[str, float] = {}
+        self._session = session
+        self._mark = self._now()
+
+    def _now(self) -> float:
+        return time.monotonic() - self._session.compile_s
+
+    def lap(self, name: str) -> None:
+        """The time since the last lap was spent on ``name``."""
+        now = self._now()
+        self.laps[name], self._mark = round(now - self._mark, 4), now

@@ -1,0 +1,55 @@
+"""The policy as training sees it: a frozen backbone, and log-probabilities as a function of a LoRA tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from r2rec_jax.config import BackboneConfig
+from r2rec_jax.models.attention import AttentionBackend
+from r2rec_jax.models.llama import merge_llama
+from r2rec_jax.models.logprobs import row_logprobs
+from r2rec_jax.tokens.examples import Batch
+
+
+@dataclass(frozen=True)
+class FrozenModel:
+    """A backbone that is never trained; a policy is this and a LoRA tree.
+
+    Attributes:
+        graphdef: structure, from ``models.llama.split_llama``.
+        base: its weights; always an argument of a compiled step, never a constant in it, and never donated.
+        attention: backend.
+        remat: recompute activations in the backward pass.
+    """
+
+    graphdef: Any
+    base: nnx.State
+    attention: AttentionBackend = "auto"
+    remat: bool = False
+
+    @classmethod
+    def from_config(cls, graphdef: Any, base: nnx.State, config: BackboneConfig) -> FrozenModel:
+        """With attention and remat as configured; ``remat: auto`` recomputes on GPU and TPU."""
+        remat = jax.default_backend() != "cpu" if config.remat == "auto" else config.remat == "on"
+        return cls(graphdef, base, config.attention, remat)
+
+    def score(
+        self, lora: nnx.State, base: nnx.State, batch: Batch, temperature: float = 1.0
+    ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
+        """Log-probability of every target of the batch, and the entropy there, float32, in nats.
+
+        Call it inside a jitted function that takes ``lora`` and ``base`` as arguments. Padded targets get the score
+        of some real place; mask them by ``batch.target_weights``.
+        """
+        model = merge_llama(self.graphdef, lora, base)
+        tokens, positions, segments, parents = map(
+            jnp.asarray, (batch.tokens, batch.positions, batch.segments, batch.parents))
+        hidden = model.hidden_states(tokens, positions, segments, parents, attention=self.attention, remat=self.remat)
+        return row_logprobs(hidden, jnp.asarray(batch.target_index), jnp.asarray(batch.target_tokens), model.head(),
+                            temperature)

@@ -1,0 +1,150 @@
+"""What surrounds every stage's loop: resume, progress, metric rows, checkpoints, and a save when it is interrupted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from r2rec_jax import progress
+from r2rec_jax.tokens.loader import Loader
+from r2rec_jax.training.checkpoints import Checkpoints, is_alive
+from r2rec_jax.training.metrics import MetricsWriter
+from r2rec_jax.training.state import TrainState, check_progress
+
+
+class RewardError(RuntimeError):
+    """A reward function failed; the updates before it are saved."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stage hands back.
+
+    Attributes:
+        params: the trained tree, owned by the caller.
+        steps: steps done, those of earlier runs included.
+        skipped: updates skipped as not finite.
+    """
+
+    params: Any
+    steps: int
+    skipped: int
+
+
+class Session:
+    """A stage's loop, from the last checkpoint to its last step.
+
+        with Session("sft", state, loader, total, ...) as session:
+            for step in session.steps():
+                state, values = updates.run(session.state, ...)
+                session.finish(step, state, values, example_ids)
+
+    Args:
+        stage: name in rows and messages.
+        state: the state to start from when there is no checkpoint; the session owns it.
+        loader: restored from the checkpoint too.
+        total: steps of the whole stage.
+        checkpoints: None keeps nothing.
+        metrics: None logs nothing.
+        checkpoint_every: steps between checkpoints; the last step is always saved.
+        log_every: steps between rows.
+        shown: names of the values to show beside the bar.
+    """
+
+    def __init__(self, stage: str, state: TrainState, loader: Loader[Any], total: int, *,
+                 checkpoints: Checkpoints | None = None, metrics: MetricsWriter | None = None,
+                 checkpoint_every: int = 1, log_every: int = 1, shown: Sequence[str] = ("loss",)) -> None:
+        self.stage, self.total, self.start = stage, total, 0
+        self.compile_s = 0.0
+        self._loader, self._checkpoints, self._metrics = loader, checkpoints, metrics
+        self._checkpoint_every, self._log_every, self._shown = checkpoint_every, log_every, shown
+        restored = checkpoints.restore(state) if checkpoints is not None else None
+        if restored is not None:
+            state, self.start = restored.state, restored.step
+            loader.set_state(restored.loader_state)
+            progress.say(f"{stage}: going on after step {self.start} of {total}")
+        # One attribute, so that an interrupt can never see the state of one step with the place of another.
+        self._latest = (state, loader.get_state(), self.start)
+        self._mark = 0.0
+
+    def __enter__(self) -> Session:
+        if self._metrics is not None:
+            self._metrics.resume(self.start)
+        self._context = progress.bar(self.stage.upper(), self.total, "steps", done=self.start)
+        self._bar = self._context.__enter__()
+        self._mark = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._context.__exit__(kind, error, trace)
+        if isinstance(error, KeyboardInterrupt | RewardError):
+            self._save_interrupted()
+        if self._metrics is not None:
+            self._metrics.close()
+
+    @property
+    def state(self) -> TrainState:
+        """After the latest step that is done."""
+        return self._latest[0]
+
+    def report(self, what: str, seconds: float) -> None:
+        """Tell the bar of a compilation."""
+        self._mark += seconds
+        self.compile_s += seconds
+        self._bar.compiled(what, seconds)
+
+    def steps(self) -> Iterator[int]:
+        """Numbers of the steps that are left, from 1."""
+        yield from range(self.start + 1, self.total + 1)
+
+    def finish(self, step: int, state: TrainState, values: Mapping[str, Any], example_ids: Sequence[str]) -> None:
+        """Log a step that is done, and save it where a checkpoint is due.
+
+        Args:
+            step: its number.
+            state: after it.
+            values: to log; ``skipped_in_a_row`` must be among them.
+            example_ids: named when the run must stop.
+
+        Raises:
+            RuntimeError: after three skipped updates in a row.
+            OSError: when a checkpoint cannot be written.
+        """
+        now = time.monotonic()
+        seconds, self._mark = now - self._mark, now
+        check_progress(self.stage, step, int(values["skipped_in_a_row"]), example_ids)
+        last = step == self.total
+        if self._metrics is not None and (step % self._log_every == 0 or last):
+            logged = {name: value for name, value in values.items() if name != "skipped_in_a_row"}
+            self._metrics.write(step, logged, seconds)
+        self._latest = (state, self._loader.get_state(), step)
+        self._bar.advance(1, **{name: values[name] for name in self._shown if name in values})
+        if step % self._checkpoint_every == 0 or last:
+            self._save()
+
+    def trained(self) -> Trained:
+        """The result, once the loop has ended."""
+        state, _, step = self._latest
+        return Trained(state.params, step, int(state.skipped))
+
+    def _save(self) -> None:
+        if self._checkpoints is None:
+            return
+        if self._metrics is not None:
+            self._metrics.sync()
+        state, loader_state, step = self._latest
+        self._checkpoints.save(step, state, loader_state)
+
+    def _save_interrupted(self) -> None:
+        state, _, step = self._latest
+        if self._checkpoints is None or step == self.start:
+            return
+        if not is_alive(state):
+            progress.say(f"{self.stage}: interrupted within an update; the last checkpoint stays")
+            return
+        self._save()
+        progress.say(f"{self.stage}: interrupted; saved after step {step} of {self.total}")

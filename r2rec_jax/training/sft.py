@@ -1,0 +1,107 @@
+"""Supervised fine-tuning of the adapter (Eq. 3).
+
+    L = - 1/M sum over the M completion tokens of the update of log pi(token | what came before it)
+
+Cross-entropy on completions only; each token of an update weighs the same, whatever example, row or device pass it is
+in. Short and long examples are packed into rows together (``rows``), each a segment of its own. The paper gives loss,
+learning rate, batch and epochs; packing, schedule and clipping are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from r2rec_jax.config import SftConfig
+from r2rec_jax.tokens.examples import Batch, Example
+from r2rec_jax.tokens.loader import make_loader
+from r2rec_jax.training.checkpoints import Checkpoints
+from r2rec_jax.training.metrics import MetricsWriter
+from r2rec_jax.training.policy import FrozenModel
+from r2rec_jax.training.rows import pack_update, row_shapes
+from r2rec_jax.training.session import Session, Trained
+from r2rec_jax.training.state import init_state, learning_rate, make_optimizer, make_schedule
+from r2rec_jax.training.updates import LossFn, Updates
+
+SUMS = ("tokens", "entropy_sum")
+
+
+def make_sft_loss(model: FrozenModel) -> LossFn:
+    """``loss(lora, base, batch, scale)``: minus the summed log-probability of the targets, times ``scale``.
+
+    With ``scale`` 1 / (targets of the whole update), the losses of an update's passes add up to its mean.
+    """
+    def loss(lora: nnx.State, base: nnx.State, batch: Batch, scale: Float[Array, ""]) -> tuple[Array, dict[str, Any]]:
+        logprobs, entropy = model.score(lora, base, batch)
+        weights = batch.target_weights
+        summed = jnp.sum(jnp.where(weights > 0, weights * logprobs, 0))
+        sums = {"tokens": jnp.sum(weights), "entropy_sum": jnp.sum(jnp.where(weights > 0, entropy, 0))}
+        return -summed * scale, jax.lax.stop_gradient(sums)
+
+    return loss
+
+
+def sft_passes(batches: Sequence[Batch]) -> list[tuple[Batch, np.ndarray]]:
+    """The passes of one update with their common scale, one over its targets."""
+    targets = sum(float(np.sum(batch.target_weights)) for batch in batches)
+    return [(batch, np.asarray(1 / max(targets, 1.0), np.float32)) for batch in batches]
+
+
+def train_sft(
+    model: FrozenModel,
+    lora: nnx.State,
+    examples: Sequence[Example],
+    config: SftConfig,
+    *,
+    seed: int,
+    checkpoints: Checkpoints | None = None,
+    metrics: MetricsWriter | None = None,
+    pad_id: int = 0,
+) -> Trained:
+    """Train the adapter on prompt-completion examples.
+
+    Args:
+        model: the frozen backbone.
+        lora: adapter to start from; left as it is.
+        examples: ranking and thought examples, mixed as wished.
+        config: epochs, batch, learning rate, rows; ``micro_batch`` is rows a device pass.
+        seed: order of the examples.
+        checkpoints: resumed from and saved to.
+        metrics: one row an update: loss and entropy (nats a token), tokens, grad_norm, lr, skipped,
+            padding (share of row places that hold no token).
+        pad_id: written where there is no token; never read.
+
+    Returns:
+        The trained adapter and counts.
+
+    Raises:
+        ValueError: no examples, a completion longer than ``max_completion``, or a bucket too short.
+        RuntimeError: three updates in a row were not finite.
+    """
+    for example in examples:
+        if len(example.completion_ids) > config.max_completion:
+            raise ValueError(f"a completion must have at most {config.max_completion} tokens (sft.max_completion); got "
+                             f"{len(example.completion_ids)} in example {example.example_id!r}; raise the limit")
+    shapes = row_shapes(examples, config.buckets)
+    loader = make_loader(examples, config.batch_size, config.epochs, seed)
+    settings = (config.lr, config.schedule, config.warmup, len(loader))
+    optimizer, schedule = make_optimizer(*settings, config.weight_decay, config.max_grad_norm), make_schedule(*settings)
+    session = Session("sft", init_state(lora, optimizer), loader, len(loader), checkpoints=checkpoints, metrics=metrics,
+                      checkpoint_every=config.checkpoint_every, log_every=config.log_every)
+    with session:
+        updates = Updates(make_sft_loss(model), SUMS, optimizer, session.report)
+        for step in session.steps():
+            chosen = next(loader)
+            lr = learning_rate(schedule, session.state)
+            batches = pack_update(chosen, shapes, config.micro_batch, pad_id)
+            state, values = updates.run(session.state, model.base, sft_passes(batches))
+            values["entropy"] = values.pop("entropy_sum") / max(values["tokens"], 1.0)
+            values |= {"lr": lr, "padding": float(np.mean([np.mean(batch.segments == 0) for batch in batches]))}
+            session.finish(step, state, values, [example.example_id for example in chosen])
+    return session.trained()

@@ -1,0 +1,197 @@
+"""The entries as a user calls them: processes, exit codes, one-line reasons."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r2rec_jax.train import main as train
+from tests.synthetic import SMALL, write_ml100k
+
+CONFIG = str(Path(__file__).resolve().parents[2] / "configs" / "ci.yaml")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_ml100k(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert train(["--config", CONFIG, "--data.path", str(data), "--run_dir", str(folder), *SMALL]) == 0
+    return folder
+
+
+def arguments(data: Path, run: Path, *more: str) -> list[str]:
+    return ["--config", CONFIG, "--data.path", str(data), "--run_dir", str(run), *SMALL, *more]
+
+
+def refused(capsys, argv: list[str], entry=train) -> str:
+    capsys.readouterr()
+    assert entry(argv) == 2
+    shown = capsys.readouterr()
+    lines = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and shown.err.splitlines()[-1] == lines[0]
+    assert "Traceback" not in shown.err
+    return lines[0]
+
+
+def test_the_whole_recipe_leaves_everything_behind(finished):
+    for name in ("run.json", "config.yaml", "metrics.jsonl", "plots/loss.png", "plots/reward.png", "summary.json",
+                 "evaluate/results-test.json", "evaluate/table.md", "export/peft/adapter_model.safetensors",
+                 "export/merged/model.safetensors", "export/merged/tokenizer.json", "grpo/completions.jsonl"):
+        assert (finished / name).stat().st_size > 0, name
+    result = json.loads((finished / "evaluate/results-test.json").read_text())
+    assert [row["system"] for row in result["rows"]] == ["pretrained", "sft", "sft+grpo"]
+    assert result["commit"] and result["versions"]["jax"] and result["hardware"]
+    stages = {json.loads(line)["stage"] for line in (finished / "metrics.jsonl").read_text().splitlines()}
+    assert stages == {"pretrain", "sft", "grpo"}
+    line = json.loads((finished / "evaluate/predictions-test-sft.jsonl").read_text().splitlines()[0])
+    assert {"prompt", "output", "ranking", "target"} <= line.keys()
+
+
+def test_nothing_is_run_twice(finished, data, capsys):
+    before = {p: p.stat().st_mtime_ns for stage in ("prepare", "sft", "grpo", "export")
+              for p in (finished / stage).rglob("*") if p.is_file()}
+    assert train(arguments(data, finished)) == 0
+    assert capsys.readouterr().err.count("nothing has changed") == 7
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+
+
+def test_other_settings_are_refused(finished, data, capsys):
+    assert "sft.lr" in refused(capsys, arguments(data, finished, "--sft.lr=0.5"))
+
+
+def test_evaluate_entry(finished, tmp_path, capsys):
+    from r2rec_jax.evaluate import main as evaluate
+
+    out = tmp_path / "out.json"
+    assert evaluate(["--run", str(finished), "--checkpoint", "sft", "--users", "2", "--json", str(out)]) == 0
+    row = json.loads(out.read_text())["rows"][0]
+    assert (row["system"], row["users"]) == ("sft", 2) and "HitRatio@1" in capsys.readouterr().out
+    assert "frozen test queries" in refused(
+        capsys, ["--run", str(finished), "--checkpoint", "sft", "--users", "999"], evaluate)
+
+
+def test_recommend_entry(finished, tmp_path, capsys):
+    from r2rec_jax.recommend import main as recommend
+
+    out = tmp_path / "out.json"
+    assert recommend(["--run", str(finished), "--user", "1", "--top", "3", "--json", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "Interaction chains" in shown and "Reasoning" in shown
+    result = json.loads(out.read_text())
+    assert result["user"] == "1" and len(result["ranking"]) <= 3 and len(result["candidates"]) == 20
+    assert "nobody" in refused(capsys, ["--run", str(finished), "--user", "nobody"], recommend)
+
+
+def test_export_entry(finished, tmp_path, capsys):
+    from r2rec_jax.export import main as export
+
+    out = tmp_path / "adapter"
+    argv = ["--run", str(finished), "--format", "peft", "--checkpoint", "sft", "--out", str(out)]
+    assert export(argv) == 0
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {p.name for p in out.iterdir()}
+    assert "empty" in refused(capsys, argv, export)
+
+
+def test_score_entry_gives_our_logprobs(finished, tmp_path):
+    from r2rec_jax.score import main as score
+
+    text, out = tmp_path / "text.txt", tmp_path / "out.json"
+    text.write_text("Rank 20 candidate movies", encoding="utf-8")
+    assert score(["--backbone", str(finished / "export" / "merged"), "--text-file", str(text), "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["logprobs"][0] is None and all(x < 0 for x in found["logprobs"][1:])
+    assert len(found["logprobs"]) == len(found["token_ids"]) > 3
+
+
+@pytest.mark.parametrize(("more", "reason"), [
+    (["--sft.learning_rate=1"], "sft.learning_rate"),
+    (["--sft.lr=-1"], "sft.lr must be > 0; got -1.0"),
+    (["--grpo.group_size=1"], "grpo.group_size must be >= 2"),
+    (["--stages=sft,dance"], "--stages must be 'all' or names out of"),
+    (["--data.name=netflix"], "netflix"),
+    (["--data.eval_users=1000"], "data.eval_users must be <= 40"),
+    (["--prompts.max_tokens=64"], "prompts.max_tokens"),
+    (["--thoughts.teacher=local"], "needs a pretrained backbone"),
+    (["--backbone.source=/nowhere/model"], "/nowhere/model"),
+    (["--stages=sft"], "builds on"),
+])
+def test_mistakes_are_one_line(data, tmp_path, capsys, more, reason):
+    assert reason in refused(capsys, arguments(data, tmp_path / "run", *more))
+
+
+def test_an_unknown_key_in_a_file_is_named(tmp_path, capsys):
+    config = tmp_path / "bad.yaml"
+    config.write_text("sft: {lr: 1.0e-4, warm_up: 3}\n")
+    assert "warm_up" in refused(capsys, ["--config", str(config)])
+    assert "does not exist" in refused(capsys, ["--config", str(tmp_path / "none.yaml")])
+
+
+@pytest.mark.parametrize(("file", "change", "reason"), [
+    ("u.data", lambda b: b + b"1\t2\n", "u.data"),
+    ("u.data", lambda b: re.sub(rb"^(\d+\t\d+\t)\d", rb"\g<1>9", b), "rating"),
+    ("u.data", lambda b: b[:-9], "u.data"),
+    ("u.data", lambda b: b"", "u.data"),
+    ("u.item", lambda b: b[: len(b) // 2], "u.item"),
+    ("u.item", None, "u.item"),
+])
+def test_broken_data_is_named_and_nothing_is_left(data, tmp_path, capsys, file, change, reason):
+    import shutil
+
+    broken = tmp_path / "data"
+    shutil.copytree(data, broken)
+    if change is None:
+        (broken / file).unlink()
+    else:
+        (broken / file).write_bytes(change((broken / file).read_bytes()))
+    assert reason in refused(capsys, arguments(broken, tmp_path / "run"))
+    assert not (tmp_path / "run" / "prepare").exists()
+
+
+def test_quickstart_is_used_only_without_a_config():
+    from r2rec_jax.config import TrainConfig
+    from r2rec_jax.stages.cli import add_train_config, make_parser, parse_train_config
+
+    def parsed(*argv: str) -> TrainConfig:
+        parser = make_parser("r2rec_jax.train", "")
+        add_train_config(parser)
+        return parse_train_config(parser, list(argv))[0]
+
+    assert parsed("--train_seed=3").run_dir == "runs/quickstart"
+    assert parsed("--config", CONFIG).backbone.source == "tiny"
+    assert parsed("--config", CONFIG).note == "A smoke run. Its metrics mean nothing."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", ["pretrain", "sft", "grpo"])
+def test_a_killed_run_goes_on_to_the_same_result(finished, data, tmp_path, stop):
+    """kill -9 after the stage's first checkpoint; the adapter of the second start is the finished run's, bit for bit."""
+    import signal
+    import time
+
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "r2rec_jax.train", *arguments(data, run)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(p.name.isdigit() for p in (run / stop / "checkpoints").glob("*")):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    process.wait()
+    process.stderr.close()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    for stage in ("sft", "grpo"):
+        name = f"{stage}/adapter/adapter_model.safetensors"
+        assert (run / name).read_bytes() == (finished / name).read_bytes(), stage

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from r2rec_jax.config import STAGES, GrpoConfig, SftConfig, TrainConfig
+from r2rec_jax.stages.run import RunFolder, config_from_plain, stage_key, write_json_atomic
+
+
+def config(tmp_path: Path, **changes) -> TrainConfig:
+    return TrainConfig(run_dir=str(tmp_path / "run"), **changes)
+
+
+def open_run(c: TrainConfig, overwrite: bool = False) -> RunFolder:
+    return RunFolder.open(c, provenance={"commit": "x"}, overwrite=overwrite)
+
+
+def finish(run: RunFolder, *stages: str) -> None:
+    for stage in stages:
+        run.claim(stage)
+        run.folder(stage).mkdir(parents=True, exist_ok=True)
+        (run.folder(stage) / "product").write_text("x")
+        run.mark_done(stage, 1.0, {"value": 1})
+
+
+def test_a_finished_stage_stays_done(tmp_path):
+    run = open_run(config(tmp_path))
+    finish(run, "prepare")
+    again = open_run(config(tmp_path))
+    assert again.is_done("prepare") and not again.is_done("thoughts")
+    assert again.result("prepare") == {"value": 1}
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    finish(open_run(config(tmp_path)), "prepare", "thoughts", "pretrain", "sft")
+    with pytest.raises(ValueError, match=r"sft\.lr \(was 5e-05, now 0\.0001\)"):
+        open_run(config(tmp_path, sft=SftConfig(lr=1e-4)))
+
+
+def test_settings_of_stages_not_begun_may_change(tmp_path):
+    finish(open_run(config(tmp_path)), "prepare", "thoughts", "pretrain", "sft")
+    run = open_run(config(tmp_path, grpo=GrpoConfig(lr=1e-4)))
+    assert run.is_done("sft") and not run.is_done("grpo")
+
+
+def test_overwrite_keeps_what_the_change_does_not_touch(tmp_path):
+    finish(open_run(config(tmp_path)), *STAGES)
+    run = open_run(config(tmp_path, sft=SftConfig(lr=1e-4)), overwrite=True)
+    assert [run.is_done(s) for s in STAGES] == [True, True, True, False, False, False, False]
+    assert (run.folder("thoughts") / "product").exists() and not run.folder("sft").exists()
+
+
+def test_evaluation_settings_may_change(tmp_path):
+    c = config(tmp_path)
+    finish(open_run(c), *STAGES)
+    run = open_run(replace(c, evaluate=replace(c.evaluate, users=7)))
+    assert run.is_done("grpo") and not run.is_done("evaluate") and run.is_done("export")
+    run.claim("evaluate")
+    assert not run.folder("evaluate").exists(), "predictions of other settings must not be taken over"
+
+
+def test_where_data_lies_does_not_matter(tmp_path):
+    c = config(tmp_path)
+    moved = replace(c, data=replace(c.data, path="/elsewhere", cache_dir="/cache"))
+    assert all(stage_key(c, s) == stage_key(moved, s) for s in STAGES)
+    assert stage_key(c, "prepare") != stage_key(replace(c, data=replace(c.data, split_seed=1)), "prepare")
+
+
+def test_a_key_covers_the_stages_below(tmp_path):
+    c = config(tmp_path)
+    other = replace(c, data=replace(c.data, candidates=10, eval_users=8, validation_users=1),
+                    prompts=replace(c.prompts, answer=replace(c.prompts.answer, top=5)))
+    assert all(stage_key(c, s) != stage_key(other, s) for s in STAGES)
+
+
+def test_grpo_without_sft_does_not_build_on_it(tmp_path):
+    start = GrpoConfig(start="base", reference="base")
+    c = config(tmp_path, grpo=start)
+    assert stage_key(c, "grpo") == stage_key(replace(c, sft=SftConfig(lr=1e-3)), "grpo")
+
+
+def test_a_foreign_folder_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"not empty and holds no run\.json"):
+        open_run(config(tmp_path))
+    assert (tmp_path / "run" / "thesis.tex").exists()
+
+
+def test_config_round_trips(tmp_path):
+    from r2rec_jax.config import as_plain
+
+    c = config(tmp_path, grpo=GrpoConfig(epsilon_high=0.3, loss="dapo"), train_seed=3)
+    assert as_plain(config_from_plain(as_plain(c))) == as_plain(c)
+
+
+def test_an_unknown_setting_in_a_run_is_named(tmp_path):
+    from r2rec_jax.config import as_plain
+
+    plain = as_plain(config(tmp_path)) | {"surprise": 1}
+    with pytest.raises(ValueError, match="surprise"):
+        config_from_plain(plain)
+
+
+def _hold(path: str, ready, release) -> None:
+    run = RunFolder.existing(path)
+    with run.locked():
+        ready.set()
+        release.wait(30)
+
+
+def test_a_second_process_is_refused_and_a_dead_lock_is_not_in_the_way(tmp_path):
+    run = open_run(config(tmp_path))
+    context = multiprocessing.get_context("spawn")
+    ready, release = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(str(run.path), ready, release))
+    holder.start()
+    assert ready.wait(60)
+    with pytest.raises(ValueError, match=f"in use by process {holder.pid}"), run.locked():
+        pass
+    holder.kill()
+    holder.join()
+    with run.locked():
+        pass
+
+
+def test_json_is_replaced_whole(tmp_path):
+    path = tmp_path / "a.json"
+    write_json_atomic(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json_atomic(path, {"a": object()})
+    assert path.read_text() == '{\n "a": 1\n}\n'

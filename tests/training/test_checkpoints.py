@@ -1,0 +1,177 @@
+"""Checkpoints: whole or not at all, refused by name, and read back bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r2rec_jax.config import LoraConfig
+from r2rec_jax.training.checkpoints import flatten
+from r2rec_jax.training.metrics import JsonLines, MetricsWriter
+from r2rec_jax.training.state import init_state, make_optimizer
+
+LOADER = {"grain": {"next_index": 3}, "seed": 1}
+
+
+@pytest.fixture
+def state(tiny):
+    return init_state(tiny[1], make_optimizer(1e-3, "constant", 0, 10, 0, 1.0)).replace(
+        step=jnp.asarray(7, jnp.int32), skipped=jnp.asarray(1, jnp.int32))
+
+
+def test_what_is_saved_is_read_back(state, checkpoints, trees_equal):
+    first = checkpoints()
+    for step in (1, 2, 3):
+        first.save(step, state.replace(step=jnp.asarray(step)), LOADER | {"seed": step})
+    first.close()
+    second = checkpoints()
+    restored = second.restore(jax.tree.map(jnp.zeros_like, state))
+    assert restored is not None and restored.step == 3 and restored.loader_state == LOADER | {"seed": 3}
+    assert trees_equal(restored.state, state.replace(step=jnp.asarray(3)))
+    assert jax.tree.structure(restored.state) == jax.tree.structure(state)
+    assert trees_equal(second.restore_params(state.params), state.params)
+    kept = sorted(p.name for p in second.folder.iterdir())
+    assert kept == ["2", "3"], "the last two are kept"
+    assert not [p for p in second.folder.rglob("*") if p.suffix in (".pkl", ".pickle")]
+    second.close()
+
+
+def test_bytes_of_an_iterator_survive(state, checkpoints):
+    own = checkpoints()
+    own.save(1, state, b"\x00\xff")
+    assert own.restore(state).loader_state == b"\x00\xff"
+    own.close()
+
+
+def test_an_empty_folder_has_nothing(state, checkpoints):
+    own = checkpoints()
+    assert own.latest_step is None and own.restore(state) is None
+    with pytest.raises(ValueError, match=r"there must be a sft checkpoint .* run the sft stage first"):
+        own.restore_params(state.params)
+    own.close()
+
+
+@pytest.mark.parametrize(("changes", "named"), [
+    ({"base_sha256": "other"}, "another base model"), ({"config_sha256": "other"}, "another configuration"),
+    ({"lora": LoraConfig(rank=2)}, "another LoRA configuration"), ({"stage": "grpo"}, "another stage")])
+def test_a_checkpoint_of_something_else_is_refused_by_name(state, checkpoints, changes, named):
+    own = checkpoints()
+    own.save(1, state, LOADER)
+    own.close()
+    other = checkpoints(**changes)
+    for read in (lambda: other.restore(state), lambda: other.restore_params(state.params)):
+        with pytest.raises(ValueError, match=f"was made with {named}") as error:
+            read()
+        assert "\n" not in str(error.value)
+    other.close()
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(state, checkpoints, capsys, trees_equal):
+    own = checkpoints()
+    for step in (1, 2):
+        own.save(step, state, LOADER)
+    own.close()
+    for file in (own.folder / "2" / "optimizer").rglob("*"):
+        if file.is_file() and file.stat().st_size > 200:
+            data = bytearray(file.read_bytes())
+            data[len(data) // 2] ^= 0xFF
+            file.write_bytes(bytes(data))
+    again = checkpoints()
+    restored = again.restore(state)
+    assert restored is not None and restored.step == 1 and trees_equal(restored.state, state)
+    assert "checkpoint of step 2" in capsys.readouterr().err and again.latest_step == 1
+    (again.folder / "1" / "meta" / "metadata").write_text("{")
+    with pytest.raises(ValueError, match=r"no sft checkpoint in .* can be read \(step 1"):
+        again.restore(state)
+    again.close()
+
+
+def test_other_shapes_are_named(state, checkpoints):
+    own = checkpoints()
+    own.save(1, state, LOADER)
+    wider = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-1], x.shape[-1] + 1), x.dtype), state.params)
+    with pytest.raises(ValueError, match="must have the shapes of this model; layers/down/lora_a"):
+        own.restore_params(wider)
+    own.close()
+
+
+@pytest.mark.parametrize("reserve", [True, False])
+def test_a_full_disk_leaves_the_one_before(tmp_path, reserve):
+    """In a process of its own, with files limited to 4 kB after the first save; also when it is full only halfway."""
+    script = textwrap.dedent("""
+        import resource, signal, sys
+        from pathlib import Path
+        import jax.numpy as jnp
+        from r2rec_jax.training.checkpoints import Checkpoints, Identity
+        from r2rec_jax.training.state import init_state, make_optimizer
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        if sys.argv[2] == "False":
+            Checkpoints._reserve = lambda self, size: None
+        state = init_state({"w": jnp.arange(20000.0) ** 0.5}, make_optimizer(1e-3, "constant", 0, 10, 0, 1.0))
+        own = Checkpoints(Path(sys.argv[1]), Identity("sft", "b", "c"))
+        own.save(1, state, 0)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            own.save(2, state, 0)
+        except OSError as error:
+            print("ERROR", error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        own.close()
+        again = Checkpoints(Path(sys.argv[1]), Identity("sft", "b", "c"))
+        restored = again.restore(state)
+        print("STEP", restored.step, bool((restored.state.params["w"] == state.params["w"]).all()))
+        again.save(2, state, 0)
+        print("LATEST", again.latest_step)
+    """)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "c"), str(reserve)], capture_output=True,
+                          text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    error, step, latest = done.stdout.splitlines()
+    assert error.startswith("ERROR the sft checkpoint of step 2 could not be written")
+    assert "the one of step 1 is untouched; free disk space" in error
+    assert step == "STEP 1 True" and latest == "LATEST 2"
+    if reserve:
+        assert done.stderr == ""
+
+
+def test_names_of_flat_trees(tiny):
+    names = list(flatten(tiny[1]))
+    assert "layers/q/lora_a/value" in names and len(names) == 14
+
+
+def test_rows_after_the_checkpoint_are_dropped_and_other_stages_stay(tmp_path: Path):
+    sft, grpo = (MetricsWriter(tmp_path, stage, tensorboard=False) for stage in ("sft", "grpo"))
+    for step in (1, 2, 3):
+        sft.write(step, {"loss": np.float32(1 / step), "odd": np.nan}, 0.5)
+    grpo.write(1, {"kl": 0.0}, 0.5)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "sft", "st')
+    sft.close()
+    sft.resume(2)
+    sft.write(3, {"loss": 9.0}, 0.5)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["step"]) for row in rows] == [("sft", 1), ("sft", 2), ("grpo", 1), ("sft", 3)]
+    assert rows[0]["odd"] is None and rows[0]["loss"] == 1.0
+    with pytest.raises(ValueError, match=r"must not be named like a column of its own; got \['step'\]"):
+        sft.write(4, {"step": 1}, 0.5)
+    sft.resume(0)
+    assert [json.loads(line)["stage"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == ["grpo"]
+
+
+def test_a_log_that_is_not_there_is_no_error(tmp_path: Path):
+    log = JsonLines(tmp_path / "deep" / "log.jsonl")
+    log.keep(lambda row: True)
+    log.append({"a": np.arange(2)})
+    log.close()
+    assert (tmp_path / "deep" / "log.jsonl").read_text() == '{"a": [0, 1]}\n'
