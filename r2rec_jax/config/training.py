@@ -40,7 +40,7 @@ class SftConfig:
     Attributes:
         epochs: passes over the examples (*paper*: 10).
         batch_size: examples an update.
-        micro_batch: examples a device pass; gradients accumulate up to batch_size.
+        micro_batch: packed rows a device pass; gradients accumulate over an update's rows. 1 is best on a CPU.
         lr: AdamW learning rate (*paper*: 5e-5).
         warmup: fraction of the updates with a linear warm-up.
         schedule: learning rate after the warm-up.
@@ -48,7 +48,8 @@ class SftConfig:
         max_grad_norm: global-norm clipping.
         thought_weight: chains -> (thought, rating) examples for each ranking example (0 trains on ranking only).
         max_completion: longest completion in tokens; a longer target is an error naming the example.
-        buckets: row lengths in tokens that batches are padded to; empty derives powers of two and their midpoints.
+        buckets: row lengths in tokens that examples are packed into; empty takes the longest example and 3/4 and 1/2
+            of it, in multiples of 64.
         log_every: updates between metric rows.
         checkpoint_every: updates between checkpoints.
     """
@@ -133,7 +134,7 @@ class GrpoConfig:
         reference: the policy that KL is taken against: the adapter GRPO starts from (``sft``) or the ``base``.
         iterations: updates on the same rollouts.
         mask_truncated: drop completions that hit the limit from the loss.
-        steps: stop after this many updates; null runs all epochs.
+        steps: stop after this many steps (rollouts, and ``iterations`` updates on each); null runs all epochs.
         start: the adapter GRPO starts from: ``sft``, or ``base`` for the paper's row without SFT.
         checkpoint_every: updates between checkpoints.
     """

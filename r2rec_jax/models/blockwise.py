@@ -59,6 +59,10 @@ def _by_head(x: Float[Array, "B T N H"], kv_heads: int) -> Float[Array, "B K G T
     return x.reshape(batch, length, kv_heads, -1, width).transpose(0, 2, 3, 1, 4)
 
 
+def _product(axes: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
+
+
 def _by_token(x: Float[Array, "B K G T H"]) -> Float[Array, "B T N H"]:
     batch, _, _, length, width = x.shape
     return x.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1, width)
@@ -66,20 +70,14 @@ def _by_token(x: Float[Array, "B K G T H"]) -> Float[Array, "B T N H"]:
 
 def _scores(q: Float[Array, "B K G Q H"], k: Float[Array, "B K S H"]) -> Float[Array, "B K G Q S"]:
     batch, kv_heads, group, length, width = q.shape
-    flat = jnp.einsum("BKMH,BKSH->BKMS", q.reshape(batch, kv_heads, group * length, width), k,
-                      preferred_element_type=jnp.float32) * width**-0.5
+    flat = _product("BKMH,BKSH->BKMS", q.reshape(batch, kv_heads, group * length, width), k) * width**-0.5
     return flat.reshape(batch, kv_heads, group, length, -1)
 
 
 def _weigh(p: Float[Array, "B K G Q S"], x: Float[Array, "B K S H"]) -> Float[Array, "B K G Q H"]:
     batch, kv_heads, group, length, count = p.shape
-    out = jnp.einsum("BKMS,BKSH->BKMH", p.reshape(batch, kv_heads, group * length, count).astype(x.dtype), x,
-                     preferred_element_type=jnp.float32)
+    out = _product("BKMS,BKSH->BKMH", p.reshape(batch, kv_heads, group * length, count).astype(x.dtype), x)
     return out.reshape(batch, kv_heads, group, length, -1)
-
-
-def _gather(p: Float[Array, "B K G Q S"], x: Float[Array, "B K G Q H"]) -> Float[Array, "B K S H"]:
-    return jnp.einsum("BKGQS,BKGQH->BKSH", p.astype(x.dtype), x, preferred_element_type=jnp.float32)
 
 
 def _forward(q: Any, k: Any, v: Any, segments: Any, parents: Any, block: int) -> tuple[Any, tuple[Any, ...]]:
@@ -102,22 +100,28 @@ def _backward(block: int, saved: tuple[Any, ...], grad: Any) -> tuple[Any, ...]:
     q, k, v, segments, parents, out, lse = saved
     queries, keys, values = _by_head(q, k.shape[2]), k.swapaxes(1, 2), v.swapaxes(1, 2)
     grads = _by_head(grad, k.shape[2])
-    delta = jnp.sum(grads.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    batch, kv_heads, group, _, width = queries.shape
+    delta = jnp.sum(grads.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     dk, dv = jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32)
     dqs = []
     for start in range(0, q.shape[1], block):
         end = min(start + block, q.shape[1])
-        part = slice(start, end)
-        mask = block_mask(segments, parents, start, end)[:, None, None]
-        scores = _scores(queries[:, :, :, part], keys[:, :, :end])
-        probs = jnp.where(mask, jnp.exp(scores - lse[:, :, :, part, None]), 0)
-        batch, kv_heads, group, length, width = grads[:, :, :, part].shape
-        dp = jnp.einsum("BKMH,BKSH->BKMS", grads[:, :, :, part].reshape(batch, kv_heads, group * length, width),
-                        values[:, :, :end], preferred_element_type=jnp.float32).reshape(probs.shape)
-        ds = probs * (dp - delta[:, :, :, part]) * width**-0.5
-        dqs.append(_weigh(ds, keys[:, :, :end]))
-        dk = dk.at[:, :, :end].add(_gather(ds, queries[:, :, :, part]))
-        dv = dv.at[:, :, :end].add(_gather(probs, grads[:, :, :, part]))
+
+        def flat(x: Any, start: int = start, end: int = end) -> Any:
+            part = x[:, :, :, start:end]
+            return part.reshape(batch, kv_heads, group * (end - start), *part.shape[4:])
+
+        # Keys by queries: four of the five products are then plain matrix products. The other way round dV and dK
+        # contract over the first axis of both factors, at a third of the speed on a CPU.
+        query, out_grad = flat(queries), flat(grads)
+        mask = block_mask(segments, parents, start, end).swapaxes(1, 2)[:, None]
+        scores = _product("BKSH,BKMH->BKSM", keys[:, :, :end], query) * width**-0.5
+        probs = jnp.where(jnp.tile(mask, (1, 1, 1, group)), jnp.exp(scores - flat(lse)[:, :, None]), 0)
+        dp = _product("BKSH,BKMH->BKSM", values[:, :, :end], out_grad)
+        ds = (probs * (dp - flat(delta)[:, :, None]) * width**-0.5).astype(q.dtype)
+        dqs.append(_product("BKSM,BKSH->BKMH", ds, keys[:, :, :end]).reshape(batch, kv_heads, group, -1, width))
+        dk = dk.at[:, :, :end].add(_product("BKSM,BKMH->BKSH", ds, query))
+        dv = dv.at[:, :, :end].add(_product("BKSM,BKMH->BKSH", probs.astype(q.dtype), out_grad))
     dq = _by_token(jnp.concatenate(dqs, axis=3)).astype(q.dtype)
     return dq, dk.swapaxes(1, 2).astype(k.dtype), dv.swapaxes(1, 2).astype(v.dtype), None, None
 
