@@ -23,7 +23,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("r2rec_jax.evaluate", DESCRIPTION)
     parser.add_argument("--run", type=str, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--checkpoint", type=Literal["base", "sft", "grpo"], required=True, help="whose adapter")
-    parser.add_argument("--split", type=Literal["test", "validation", "sft", "rl"] | None, default=None, help="which frozen queries")
+    parser.add_argument("--split", type=Literal["test", "validation", "sft", "rl"] | None, default=None,
+                        help="which frozen queries")
     parser.add_argument("--users", type=int | None, default=None, help="how many of them, in file order")
     parser.add_argument("--temperature", type=float | None, default=None, help="0 is greedy")
     parser.add_argument("--top_p", type=float | None, default=None)

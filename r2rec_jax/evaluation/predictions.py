@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from r2rec_jax.evaluation.ranking import MISS
+from r2rec_jax.files import write_text
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class PredictionLog:
         self.done = {p.query_id: p for p in kept if p.source == source}
         self.dropped = len(kept) - len(self.done)
         if self.path.exists():
-            self._rewrite()
+            write_text(self.path, "".join(p.to_json() + "\n" for p in self.done.values()))
 
     def append(self, predictions: Iterable[Prediction]) -> None:
         """Add predictions; they are on disk when this returns."""
@@ -136,11 +137,3 @@ class PredictionLog:
             file.flush()
             os.fsync(file.fileno())
         self.done.update((p.query_id, p) for p in new)
-
-    def _rewrite(self) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(p.to_json() + "\n" for p in self.done.values())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)

@@ -5,7 +5,6 @@ Tables in documents are generated from result files, never typed.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -108,15 +107,6 @@ def result_file(what: str, rows: Sequence[Row], config_sha256: str, **extra: Any
         if endless:
             raise ValueError(f"values of a row must be finite; got {endless[0]} = {row[endless[0]]}")
     return {"what": what, **provenance(), "config_sha256": config_sha256, "rows": [dict(row) for row in rows], **extra}
-
-
-def write_result(path: str | Path, result: Mapping[str, Any]) -> None:
-    """Write a result file as JSON; a reader sees the old file or the whole new one."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
 
 
 def git_state(folder: Path) -> tuple[str, bool | None]:

@@ -1,8 +1,8 @@
 """Attention over rows that hold several segments: one function, two backends.
 
 The XLA path (``blockwise``) runs everywhere; on a GPU ``cudnn`` calls the fused kernel through
-``jax.nn.dot_product_attention`` with the same mask. :func:`attend` is the plain form that both are held against. Which tokens see which is stated by three integers a token,
-never inferred from a pad id:
+``jax.nn.dot_product_attention`` with the same mask. :func:`attend` is the plain form that both are held against. Which
+tokens see which is stated by three integers a token, never inferred from a pad id:
 
     token q sees token k  iff  index k <= index q  and  segment[k] > 0
                                and (segment[k] == segment[q] or segment[k] == parent[q])

@@ -1,8 +1,8 @@
 """Attention over whole rows in blocks of queries, exact, with a backward pass that recomputes the probabilities.
 
-No token sees a later index (the rule of ``attention``), so a block of queries needs the keys up to its own end only: half
-of the scores are never computed, and a block's scores stay small enough for a CPU's caches. The forward pass keeps the
-output and the log-sum-exp of each query; the backward pass recomputes P = exp(S - lse) block by block (Dao et al.,
+No token sees a later index (the rule of ``attention``), so a block of queries needs the keys up to its own end only:
+half of the scores are never computed, and a block's scores stay small enough for a CPU's caches. The forward pass keeps
+the output and the log-sum-exp of each query; the backward pass recomputes P = exp(S - lse) block by block (Dao et al.,
 "FlashAttention", 2022, section 3.1, without the tiling over keys):
 
     dV += P^T dO    dP = dO V^T    dS = P * (dP - sum(dO * O))    dQ = dS K    dK += dS^T Q

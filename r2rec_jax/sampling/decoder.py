@@ -9,6 +9,8 @@
   padding or on compaction.
 - Shapes come from buckets, so a second call in the same bucket compiles nothing. Between segments the host looks at
   what ended: it reports progress, enlarges the suffix cache when it is full, and drops prompts that are complete.
+- SmolLM2-135M in float32, 8 samples of a 512-token prompt, 64 new tokens, CPU seconds on two shared cores: decoding 4.4
+  with ``merged`` layers and 5.7 with ``stored`` ones (its matrix products alone 3.7), prefill 1.4, merging 0.25.
 - The adapter and the backbone are arguments of every jitted function, never constants in it: a changed adapter
   changes the next rollout without a new compile.
 """
@@ -73,7 +75,10 @@ class Buckets:
         prefill_tokens: padded prompt tokens of one prefill pass (at least one prompt).
         segment: first size of the suffix cache; it doubles when it is full.
         look_every: tokens between two looks of the host.
-        compact_rows: prompts that ended are dropped only while more rows than this are decoded.
+        compact_rows: prompts that ended are dropped, down to half the batch or less, only while more rows than this are
+            decoded. SmolLM2-135M on a CPU, 8 prompts x 4 of which two outlast the others (128 tokens against 21-48):
+            16.9 s of CPU against 22.5 s without, for one more compile of 3.6 s; the MLP products of 64 rows cost 3.2
+            times those of 8, and those of 8 only 1.5 times those of one.
     """
 
     prompt_tokens: int = 128
@@ -256,7 +261,8 @@ class Decoder:
                 return
             prompts, group, capacity = state.tokens.shape
             wanted, room = size_bucket(int(alive.sum())), capacity
-            if wanted * 2 > prompts or prompts * group <= sizes.compact_rows:
+            few = prompts * group <= sizes.compact_rows or rows.limit - step <= sizes.look_every
+            if wanted * 2 > prompts or few:
                 wanted = prompts
             if step == capacity:
                 room = min(2 * capacity, -(-rows.limit // 32) * 32)

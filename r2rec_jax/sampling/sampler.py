@@ -14,8 +14,8 @@ their order as numbers. Each probe also reads the nearest weight on both sides, 
 value to another and ends after some ten passes over the vocabulary, exactly (not to a tolerance). The draw is an
 inverse CDF in two levels (block sums, then inside one block), so a row needs one uniform number, not V.
 
-[8, 49152] float32 on two cores of an EPYC: 2.2 ms (flat random logits; 1.5 ms for peaked ones) against 73 ms with a
-full sort; the row-wise passes are bound by memory, so the cost is linear in V.
+[8, 49152] float32 on two cores of an EPYC, temperature 0.6, top-p 0.9: 2.8 ms for normal logits of standard deviation
+1, 2.3 ms for 3, 1.4 ms for 10 (a language model's rows are peaked too), against 79 ms for sampling by a full sort.
 """
 
 from __future__ import annotations

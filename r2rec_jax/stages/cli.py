@@ -6,14 +6,13 @@ jsonargparse merges a default configuration file under ``--config``, so the pack
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.resources import files
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
+from r2rec_jax import files
 from r2rec_jax.config import TrainConfig
 
 EXIT_BAD_INPUT = 2
@@ -54,7 +53,7 @@ def parse_train_config(parser: Any, argv: Sequence[str] | None) -> tuple[TrainCo
     """(the run's configuration, the entry's own arguments), the quickstart filled in when no ``--config`` is given."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not any(a == "--config" or a.startswith("--config=") for a in arguments):
-        arguments = ["--config", str(files("r2rec_jax") / "quickstart.yaml"), *arguments]
+        arguments = ["--config", str(resources.files("r2rec_jax") / "quickstart.yaml"), *arguments]
     parsed = parse(parser, arguments)
     made = parser.instantiate(parsed)
     names = TrainConfig.__dataclass_fields__
@@ -66,15 +65,10 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def write_json(path: str | Path | None, value: Any) -> None:
-    """Write ``value`` as JSON through a temporary file; nothing happens when ``path`` is None."""
-    if path is None:
-        return
-    target = Path(path).expanduser()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
+def write_json(path: str | None, value: Any) -> None:
+    """Write what ``--json OUT`` asks for; nothing when it was not given."""
+    if path is not None:
+        files.write_json(path, value)
 
 
 def run_entry(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,8 @@ from r2rec_jax.evaluation.generation import policy_generate
 from r2rec_jax.evaluation.predictions import Prediction
 from r2rec_jax.evaluation.protocol import EvaluationQuery, Generate, evaluate_system, summarize
 from r2rec_jax.evaluation.significance import compare
-from r2rec_jax.evaluation.tables import result_file, write_result
+from r2rec_jax.evaluation.tables import result_file
+from r2rec_jax.files import write_json
 from r2rec_jax.stages.rendering import count_dropped, render_queries
 from r2rec_jax.stages.run import stage_key
 from r2rec_jax.stages.thinking import shown_thoughts
@@ -97,7 +98,7 @@ def evaluate_run(work: Workspace, config: EvaluateConfig, checkpoints: Sequence[
         what(c), rows, fingerprint(as_plain(c)), note=c.note, prompts=count_dropped(rendered),
         settings=as_plain(config), significance=_compare(predictions), base_sha256=work.backbone.sha256,
         backbone=c.backbone.source)
-    write_result(work.run.folder("evaluate") / file, result)
+    write_json(work.run.folder("evaluate") / file, result)
     return result
 
 

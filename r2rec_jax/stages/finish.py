@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from r2rec_jax.evaluation.tables import markdown, print_table
+from r2rec_jax.files import write_json, write_text
 from r2rec_jax.progress import say
 from r2rec_jax.reporting.plots import plot_losses, plot_rewards, read_metrics
 from r2rec_jax.stages.export import export_merged, export_peft
-from r2rec_jax.stages.run import write_json_atomic
 from r2rec_jax.stages.workspace import Workspace
 
 
@@ -57,11 +57,11 @@ def finish(work: Workspace, stages: Sequence[str]) -> dict[str, Any]:
     results = done.get("evaluate")
     if results is not None:
         print_table(results["rows"], results["what"])
-        (run.path / "evaluate" / "table.md").write_text(markdown(results["rows"]) + "\n", encoding="utf-8")
+        write_text(run.path / "evaluate" / "table.md", markdown(results["rows"]) + "\n")
         for entry in results["significance"]:
             say(f"HitRatio@1 of {entry['system']} minus {entry['minus']}: {entry['difference']:+.3f} "
                 f"[{entry['low']:+.3f}, {entry['high']:+.3f}], p = {entry['p']:.3f} (paired bootstrap, "
                 f"{entry['users']} users)")
     outcome = {"run_dir": str(run.path), "stages": done, "results": results}
-    write_json_atomic(run.path / "summary.json", outcome)
+    write_json(run.path / "summary.json", outcome)
     return outcome

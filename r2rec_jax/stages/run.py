@@ -14,7 +14,6 @@ deleted. ``evaluate`` and ``export`` settings may change freely: those stages ar
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from r2rec_jax.config import STAGES, TrainConfig, as_plain, fingerprint
+from r2rec_jax.files import read_json, write_json
 
 READS: dict[str, tuple[str, ...]] = {
     "prepare": ("data", "graph", "train_seed"),
@@ -104,7 +104,7 @@ class RunFolder:
             run.path.mkdir(parents=True, exist_ok=True)
         else:
             run._refuse_or_clear(_read_json(record)["config"], overwrite)
-        write_json_atomic(record, {"config": as_plain(config), **provenance})
+        write_json(record, {"config": as_plain(config), **provenance})
         return run
 
     @classmethod
@@ -144,7 +144,7 @@ class RunFolder:
         """Forget a stage and delete its output."""
         done = self._stages()
         done.pop(stage, None)
-        write_json_atomic(self.path / "stages.json", done)
+        write_json(self.path / "stages.json", done)
         shutil.rmtree(self.folder(stage), ignore_errors=True)
 
     def claim(self, stage: str) -> None:
@@ -155,7 +155,7 @@ class RunFolder:
         if claims.get(stage) != key:
             self.clear(stage)
             claims[stage] = key
-            write_json_atomic(path, claims)
+            write_json(path, claims)
 
     def _stages(self) -> dict[str, Any]:
         path = self.path / "stages.json"
@@ -182,7 +182,7 @@ class RunFolder:
         done = self._stages()
         done[stage] = {"key": stage_key(self.config, stage), "seconds": round(seconds, 3),
                        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "result": result}
-        write_json_atomic(self.path / "stages.json", done)
+        write_json(self.path / "stages.json", done)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -215,19 +215,5 @@ def config_from_plain(plain: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**{k: made[k] for k in TrainConfig.__dataclass_fields__})
 
 
-def write_json_atomic(path: Path, value: Any) -> None:
-    """Write JSON through a temporary file in the same folder, so that a reader sees the old or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete the run folder or restore the file") from None
+    return read_json(path, "delete the run folder or restore the file")

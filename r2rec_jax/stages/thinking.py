@@ -10,17 +10,16 @@ Under ``<run>/thoughts``:
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from r2rec_jax.config import fingerprint
 from r2rec_jax.data.queries import Query
+from r2rec_jax.files import write_json_lines
 from r2rec_jax.progress import bar, say
 from r2rec_jax.prompts.answer import parse_completion
 from r2rec_jax.prompts.ranking import render_ranking
@@ -121,7 +120,7 @@ def thoughts_stage(work: Workspace) -> dict[str, Any]:
     with bar("render", len(sft), "prompts") as progress:
         rendered = render_queries(prepared, sft, c.prompts, tokenizer, shown, advance=progress.advance)
     examples = [*ranking_examples(work, rendered, written), *thought_examples(work, rendered, written)]
-    _write_lines(work.run.folder("thoughts") / "sft.jsonl", map(asdict, examples))
+    write_json_lines(work.run.folder("thoughts") / "sft.jsonl", map(asdict, examples))
     lengths = _lengths(tokenizer, examples)
     result = {
         "teacher": c.thoughts.teacher, "thoughts": sum(t is not None for t in written.values()),
@@ -217,18 +216,3 @@ def _lengths(tokenizer: Tokenizer, examples: Sequence[TextExample]) -> dict[str,
         lengths[kind] = {"prompt_median": int(np.median(prompts)), "prompt_max": max(prompts),
                          "completion_median": int(np.median(completions)), "completion_max": max(completions)}
     return lengths
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def examples_key(examples: Sequence[TextExample]) -> str:
-    """Fingerprint of the examples' texts."""
-    return fingerprint([asdict(e) for e in examples])

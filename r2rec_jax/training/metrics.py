@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from r2rec_jax.files import write_text
+
 
 class JsonLines:
     """An append-only file of one JSON object a line that survives being cut off anywhere.
@@ -41,9 +43,7 @@ class JsonLines:
                     continue
                 if wanted(row):
                     kept.append(line if line.endswith("\n") else line + "\n")
-        fresh = self.path.with_name(self.path.name + ".tmp")
-        fresh.write_text("".join(kept), encoding="utf-8")
-        os.replace(fresh, self.path)
+        write_text(self.path, "".join(kept))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row, whole, and hand it to the operating system."""

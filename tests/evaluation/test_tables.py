@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from r2rec_jax.evaluation.tables import COLUMNS, git_state, markdown, print_table, provenance, result_file, write_result
+from r2rec_jax.evaluation.tables import COLUMNS, git_state, markdown, print_table, provenance, result_file
+from r2rec_jax.files import write_json
 
 ROW = {"system": "sft+grpo", "dataset": "ml-100k", "negatives": "uniform", "split": "last-positive", "seed": 0,
        "users": 300, "hr@1": 0.25, "hr@3": 0.5, "ndcg@3": 0.4, "valid_rate": 0.987, "seconds_per_user": 1.234}
@@ -51,7 +52,7 @@ def test_markdown_has_a_cell_for_each_column():
 
 def test_result_file_has_what_the_schema_asks_for(tmp_path):
     path = tmp_path / "results" / "tiny.json"
-    write_result(path, result_file("tiny recipe", [ROW], "ab12", note="small"))
+    write_json(path, result_file("tiny recipe", [ROW], "ab12", note="small"))
     got = json.loads(path.read_text(encoding="utf-8"))
     assert {"what", "created", "commit", "dirty", "config_sha256", "hardware", "versions", "rows"} <= got.keys()
     assert (got["rows"], got["config_sha256"], got["note"]) == ([ROW], "ab12", "small")

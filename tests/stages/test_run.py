@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from r2rec_jax.config import STAGES, GrpoConfig, SftConfig, TrainConfig
-from r2rec_jax.stages.run import RunFolder, config_from_plain, stage_key, write_json_atomic
+from r2rec_jax.files import write_json
+from r2rec_jax.stages.run import RunFolder, config_from_plain, stage_key
 
 
 def config(tmp_path: Path, **changes) -> TrainConfig:
@@ -129,7 +130,7 @@ def test_a_second_process_is_refused_and_a_dead_lock_is_not_in_the_way(tmp_path)
 
 def test_json_is_replaced_whole(tmp_path):
     path = tmp_path / "a.json"
-    write_json_atomic(path, {"a": 1})
+    write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        write_json_atomic(path, {"a": object()})
+        write_json(path, {"a": object()})
     assert path.read_text() == '{\n "a": 1\n}\n'
