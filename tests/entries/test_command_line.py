@@ -174,7 +174,7 @@ def test_quickstart_is_used_only_without_a_config():
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", ["pretrain", "sft", "grpo"])
 def test_a_killed_run_goes_on_to_the_same_result(finished, data, tmp_path, stop):
-    """kill -9 after the stage's first checkpoint; the second start ends with the finished run's adapters, bit for bit."""
+    """kill -9 after the stage's first checkpoint; the second start ends with the same adapters, bit for bit."""
     import signal
     import time
 
