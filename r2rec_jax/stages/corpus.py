@@ -1,7 +1,9 @@
 """What the ``tiny`` backbone is pretrained on: the text of the training side of the data, and nothing of any target.
 
 Two kinds of text, each ended by the end token: what users liked, in the order in which they liked it (from training
-edges alone), and the SFT examples, prompt and completion.
+edges alone), and the SFT examples, prompt and completion. The examples are few and the histories many, so the examples
+are repeated until both kinds have as many tokens: a model that has hardly seen a prompt cannot be tuned by an adapter
+(with the examples once, SFT began at 4.9 nats a token and was at 3.1 after 53 updates).
 """
 
 from __future__ import annotations
@@ -19,13 +21,12 @@ LIKES_A_TEXT = 20
 
 
 def pretraining_texts(work: Workspace) -> list[list[int]]:
-    """Token ids of every text, end token included."""
+    """Token ids of every text, end token included; texts that are repeated stand in the list as often."""
     tokenizer = work.tokenizer
-    texts = [[*tokenizer.encode(text), tokenizer.end_id] for text in liked_histories(work.prepared)]
-    for example in read_examples(work.run.folder("thoughts") / "sft.jsonl"):
-        texts.append([*tokenizer.chat(example.prompt).ids, *tokenizer.encode_completion(example.completion),
-                      tokenizer.end_id])
-    return texts
+    histories = [[*tokenizer.encode(text), tokenizer.end_id] for text in liked_histories(work.prepared)]
+    examples = [[*tokenizer.chat(e.prompt).ids, *tokenizer.encode_completion(e.completion), tokenizer.end_id]
+                for e in read_examples(work.run.folder("thoughts") / "sft.jsonl")]
+    return histories + examples * max(1, round(sum(map(len, histories)) / sum(map(len, examples))))
 
 
 def liked_histories(prepared: Prepared) -> Iterator[str]:
