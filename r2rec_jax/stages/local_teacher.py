@@ -35,10 +35,11 @@ def make_local_teacher(work: Workspace, domain: str) -> LocalTeacher:
         texts: list[str] = []
         for start in range(0, len(prompts), BATCH):
             part = slice(start, start + BATCH)
+            names = [f"{k}/{p}" for k, p in zip(keys[part], prompts[part], strict=True)]
             rollout = decoder.generate(
                 backbone.lora, backbone.base, [tokenizer.chat(p).ids for p in prompts[part]], group=1,
                 max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=0.95, key=key,
-                row_ids=[_number(k) for k in keys[part]],
+                row_ids=distinct_numbers(names),
                 on_compile=lambda what, seconds: say(f"thoughts: compiled {what} in {seconds:.1f}s"))
             texts += [tokenizer.decode(rollout.tokens[i, 0, :rollout.lengths[i, 0]])
                       for i in range(len(prompts[part]))]
@@ -47,6 +48,23 @@ def make_local_teacher(work: Workspace, domain: str) -> LocalTeacher:
     model = fingerprint(backbone.sha256, as_plain(config))[:16]
     return LocalTeacher(generate, domain, model=model, attempts=config.attempts,
                         opened_think=tokenizer.chat("").opened_think)
+
+
+def distinct_numbers(names: list[str]) -> list[int]:
+    """A stable 31-bit number of each name; of two that collide (or are the same) the later one is moved on.
+
+    Example:
+        >>> first, second, third = distinct_numbers(["a", "b", "a"])
+        >>> first != second and third == first + 1
+        True
+    """
+    found: list[int] = []
+    for name in names:
+        number = _number(name)
+        while number in found:
+            number = (number + 1) % 2**31
+        found.append(number)
+    return found
 
 
 def _number(text: str) -> int:

@@ -80,9 +80,13 @@ def write_thoughts(work: Workspace, queries: Sequence[Query]) -> Written:
     chains = list(dict.fromkeys(c for query in queries for c in distinct_chains(work.prepared, query)))
     work.run.folder("thoughts").mkdir(parents=True, exist_ok=True)
     store = ThoughtStore(work.run.folder("thoughts") / "thoughts.jsonl")
+    teacher = make_teacher(work)
     with bar("thoughts", len(chains), "chains") as progress:
-        thoughts = collect(make_teacher(work), store, chains, [str(work.config.train_seed)] * len(chains),
+        thoughts = collect(teacher, store, chains, [str(work.config.train_seed)] * len(chains),
                            on_progress=progress.advance)
+    rejected = getattr(teacher, "rejected", None)
+    if rejected:
+        say("thoughts rejected: " + "; ".join(f"{count} x {reason}" for reason, count in rejected.items()))
     return dict(zip(chains, thoughts, strict=True))
 
 

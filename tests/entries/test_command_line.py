@@ -116,6 +116,17 @@ def test_score_entry_gives_our_logprobs(finished, tmp_path):
     assert len(found["logprobs"]) == len(found["token_ids"]) > 3
 
 
+def test_the_local_teacher_is_asked_and_what_it_gives_up_is_counted(finished, data, tmp_path):
+    """A model of a few thousand parameters writes no valid thought; the run says so and goes on without."""
+    run = tmp_path / "run"
+    own = ["--backbone.source", str(finished / "export" / "merged"), "--thoughts.teacher=local",
+           "--thoughts.attempts=2", "--thoughts.max_new_tokens=8", "--stages=prepare,thoughts"]
+    assert train(arguments(data, run, *own)) == 0
+    result = json.loads((run / "stages.json").read_text())["thoughts"]["result"]
+    assert result["teacher"] == "local" and result["given_up"] > 1 and result["examples"]["ranking"] == 8
+    assert len((run / "thoughts" / "thoughts.jsonl").read_text().splitlines()) == result["given_up"]
+
+
 @pytest.mark.parametrize(("more", "reason"), [
     (["--sft.learning_rate=1"], "sft.learning_rate"),
     (["--sft.lr=-1"], "sft.lr must be > 0; got -1.0"),
