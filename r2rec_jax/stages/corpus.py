@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from r2rec_jax.prompts.verbalize import item_text
-from r2rec_jax.stages.prepare import Prepared
+from r2rec_jax.stages.prepared import Prepared
 from r2rec_jax.stages.thinking import read_examples
 from r2rec_jax.stages.workspace import Workspace
 

@@ -13,7 +13,7 @@ from r2rec_jax.data.queries import Query
 from r2rec_jax.evaluation.protocol import EvaluationQuery
 from r2rec_jax.prompts.ranking import render_ranking, shown_chains
 from r2rec_jax.prompts.views import ChainView, QueryView, resolve_chain
-from r2rec_jax.stages.prepare import Prepared
+from r2rec_jax.stages.prepared import Prepared
 from r2rec_jax.tokens.examples import fit_prompt
 from r2rec_jax.tokens.tokenizer import ChatPrompt, Tokenizer
 

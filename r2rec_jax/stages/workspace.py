@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from r2rec_jax.models.huggingface import Backbone
     from r2rec_jax.sampling.decoder import Decoder
-    from r2rec_jax.stages.prepare import Prepared
+    from r2rec_jax.stages.prepared import Prepared
     from r2rec_jax.tokens.tokenizer import Tokenizer
 
 SMOLLM2 = "smollm2-135m"
@@ -60,7 +60,7 @@ class Workspace:
     @cached_property
     def prepared(self) -> Prepared:
         """Data, queries and chains of the prepare stage."""
-        from r2rec_jax.stages.prepare import Prepared
+        from r2rec_jax.stages.prepared import Prepared
 
         self.run.result("prepare")
         return Prepared.load(self.run.folder("prepare"))

@@ -10,7 +10,8 @@ import pytest
 
 from r2rec_jax.config import DataConfig, GraphConfig, TrainConfig
 from r2rec_jax.prepare import main
-from r2rec_jax.stages.prepare import Prepared, prepare
+from r2rec_jax.stages.prepare import prepare
+from r2rec_jax.stages.prepared import Prepared
 
 SMALL = {"eval_users": 6, "validation_users": 3, "sft_queries": 8, "rl_queries": 8}
 

@@ -13,7 +13,8 @@ from r2rec_jax.prompts.answer import parse_completion
 from r2rec_jax.prompts.ranking import render_ranking
 from r2rec_jax.prompts.verbalize import genre_texts, item_labels, title_text
 from r2rec_jax.prompts.views import QueryView, resolve_chain
-from r2rec_jax.stages.prepare import Prepared, prepare
+from r2rec_jax.stages.prepare import prepare
+from r2rec_jax.stages.prepared import Prepared
 from r2rec_jax.thoughts.target import write_ranking_target
 from r2rec_jax.thoughts.template import TemplateTeacher
 from r2rec_jax.thoughts.validate import problems
