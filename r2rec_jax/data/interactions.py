@@ -22,12 +22,14 @@ from r2rec_jax.data.randomness import fold, id_keys, root_key
 
 @dataclass(frozen=True)
 class Item:
-    """One item. ``title`` carries no year; ``year`` is None where the source gives none."""
+    """One item. ``title`` carries no year; ``year`` is None where the source gives none; ``details`` are further facts
+    that a prompt shows, for example ``(("author", "A. Writer"), ("price", "10 to 25 dollars"))``."""
 
     item_id: str
     title: str
     year: int | None
     genres: tuple[str, ...]
+    details: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

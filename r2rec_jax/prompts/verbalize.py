@@ -17,6 +17,7 @@ from r2rec_jax.prompts.views import ChainView
 
 TARGET = "target user"
 MAX_GENRES = 6
+MAX_DETAILS = 3
 GENRE_LIMIT = 40
 USER_ID_LIMIT = 10
 
@@ -51,9 +52,16 @@ def shares_genre(first: Item, second: Item) -> bool:
     return not {genre.strip() for genre in first.genres if genre.strip()}.isdisjoint(g.strip() for g in second.genres)
 
 
+def detail_texts(item: Item) -> tuple[str, ...]:
+    """``author A. Writer``: further facts, escaped and cut, blank ones left out, at most three."""
+    texts = ((escape_text(name, GENRE_LIMIT), escape_text(value, GENRE_LIMIT)) for name, value in item.details)
+    return tuple(f"{name} {value}" for name, value in texts if name and value)[:MAX_DETAILS]
+
+
 def item_text(item: Item) -> str:
-    """``Heat (1995; Action, Crime)``; what is unknown is left out."""
-    facts = "; ".join(part for part in (str(item.year or ""), ", ".join(genre_texts(item))) if part)
+    """``Heat (1995; Action, Crime)``, ``Emma (1815; Novels; author J. Austen)``; what is unknown is left out."""
+    parts = (str(item.year or ""), ", ".join(genre_texts(item)), *detail_texts(item))
+    facts = "; ".join(part for part in parts if part)
     return f"{title_text(item)} ({facts})" if facts else title_text(item)
 
 
