@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -82,8 +83,28 @@ class SftConfig:
 
 
 @dataclass(frozen=True)
+class RewardFunction:
+    """A reward of your own, added to R.
+
+    Attributes:
+        function: import path ``package.module:name`` of a plain function ``(prompts, completions, **columns) ->
+            list[float | None]``; see :mod:`r2rec_jax.rewards.functions`.
+        weight: what its values are multiplied by.
+    """
+
+    function: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        module, colon, name = self.function.partition(":")
+        check(bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split(".")),
+              "rewards.functions", "import paths like 'my_package.rewards:brevity'", self.function)
+        check(math.isfinite(self.weight), "rewards.functions.weight", "finite", self.weight)
+
+
+@dataclass(frozen=True)
 class RewardConfig:
-    """R = step_weight * R_step + rank_weight * R_rank (Eq. 5-7).
+    """R = step_weight * R_step + rank_weight * R_rank (Eq. 5-7), and further functions of your own.
 
     Attributes:
         step_weight: weight of the reasoning-step reward (*paper*: 1).
@@ -91,6 +112,7 @@ class RewardConfig:
         rank_form: ``log`` 1/log2(rank+1), ``reciprocal`` 1/rank, ``linear`` 1-(rank-1)/N (*reconstructed*: log).
         steps_low, steps_high: the band of reasoning statements; null takes the 5th and 95th percentile of the SFT
             targets (*reconstructed*).
+        functions: further rewards, weighted and added.
     """
 
     step_weight: float = 1.0
@@ -98,8 +120,11 @@ class RewardConfig:
     rank_form: Literal["log", "reciprocal", "linear"] = "log"
     steps_low: int | None = None
     steps_high: int | None = None
+    functions: Sequence[RewardFunction] = ()
 
     def __post_init__(self) -> None:
+        names = [entry.function for entry in self.functions]
+        check(len(set(names)) == len(names), "rewards.functions", "distinct", names)
         check(self.step_weight >= 0, "rewards.step_weight", ">= 0", self.step_weight)
         check(self.rank_weight >= 0, "rewards.rank_weight", ">= 0", self.rank_weight)
         low, high = self.steps_low, self.steps_high
@@ -129,8 +154,12 @@ class GrpoConfig:
         epsilon_high: upper clip range; null equals epsilon.
         beta: weight of the KL term (*reconstructed*: 0.04); 0 skips the reference pass.
         loss: ``grpo`` (mean over a completion, then over completions), ``dr_grpo`` (sum over tokens divided by
-            max_new_tokens), ``dapo`` (mean over all tokens of the update).
-        scale_rewards: divide advantages by the group's standard deviation.
+            max_new_tokens), ``dapo`` (mean over all tokens of the update), ``bnpo`` (mean over the tokens of a device
+            pass, then over passes).
+        scale_rewards: whose standard deviation divides the advantages: the ``group``'s, the ``batch``'s, or ``none``.
+        importance: the ratio to the old policy and its clipping, a ``token`` or a ``sequence`` (GSPO).
+        sampler_cap: weigh tokens by min(trainer's / sampler's probability, this) (truncated importance sampling), for a
+            sampler whose numbers drift from the trainer's (metric ``drift``); null does not.
         reference: the policy that KL is taken against: the adapter GRPO starts from (``sft``) or the ``base``.
         iterations: updates on the same rollouts.
         mask_truncated: drop completions that hit the limit from the loss.
@@ -154,8 +183,10 @@ class GrpoConfig:
     epsilon: float = 0.2
     epsilon_high: float | None = None
     beta: float = 0.04
-    loss: Literal["grpo", "dr_grpo", "dapo"] = "grpo"
-    scale_rewards: bool = True
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "grpo"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    importance: Literal["token", "sequence"] = "token"
+    sampler_cap: float | None = None
     reference: Literal["sft", "base"] = "sft"
     iterations: int = 1
     mask_truncated: bool = False
@@ -182,4 +213,5 @@ class GrpoConfig:
         high = self.epsilon if self.epsilon_high is None else self.epsilon_high
         check(high > 0, "grpo.epsilon_high", "> 0", high)
         check(self.beta >= 0, "grpo.beta", ">= 0", self.beta)
+        check(self.sampler_cap is None or self.sampler_cap > 0, "grpo.sampler_cap", "> 0 or null", self.sampler_cap)
         check(self.steps is None or self.steps >= 1, "grpo.steps", ">= 1 or null", self.steps)

@@ -22,12 +22,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from r2rec_jax.checkpoints import one_line
 from r2rec_jax.config import GrpoConfig
 from r2rec_jax.models.lora import copy_lora, zeros_like_lora
 from r2rec_jax.sampling.decoder import Rollout
 from r2rec_jax.tokens.examples import Example
 from r2rec_jax.tokens.loader import make_loader
-from r2rec_jax.training.checkpoints import Checkpoints, one_line
+from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.losses import completion_weights, group_advantages, grpo_loss
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.policy import FrozenModel
@@ -44,7 +45,7 @@ from r2rec_jax.training.state import (
 )
 from r2rec_jax.training.updates import LossFn, Updates
 
-SUMS = ("tokens", "kl", "ratio", "clip_low", "clip_high", "entropy", "drift")
+SUMS = ("tokens", "kl", "ratio", "clip_low", "clip_high", "correction", "entropy", "drift")
 SHOWN = ("reward", "kl", "completion_tokens")
 LOGGED_AS = {"total": "reward", "rank": "reward_rank", "step": "reward_step"}
 """Names in the metrics of reward parts whose own name says too little; the others keep theirs."""
@@ -81,8 +82,11 @@ def make_grpo_loss(model: FrozenModel, config: GrpoConfig) -> LossFn:
 
     def loss(lora: nnx.State, base: nnx.State, group: GroupBatch) -> tuple[Array, dict[str, Any]]:
         logprobs, entropy = model.score(lora, base, group.rows, config.temperature)
+        completions = group.completions if config.importance == "sequence" else None
         value, sums = grpo_loss(logprobs, group.old, group.reference, group.advantages, group.weights,
-                                epsilon=config.epsilon, epsilon_high=high, beta=config.beta)
+                                epsilon=config.epsilon, epsilon_high=high, beta=config.beta, completions=completions,
+                                group=config.group_size, sampled_logprobs=group.sampled,
+                                sampler_cap=config.sampler_cap)
         mask = group.weights > 0
         sums["entropy"] = jnp.sum(jnp.where(mask, entropy, 0))
         sums["drift"] = jnp.sum(jnp.where(mask, jnp.abs(logprobs - group.sampled), 0))
@@ -218,7 +222,7 @@ def make_passes(chosen: Sequence[Example], rollout: Rollout, rewards: np.ndarray
                 pad_id: int) -> list[GroupBatch]:
     """The device passes of a step, without scores."""
     kept = rollout.finished if config.mask_truncated else np.ones_like(rollout.finished)
-    weights = completion_weights(rollout.lengths, kept, config.loss, config.max_new_tokens)
+    weights = completion_weights(rollout.lengths, kept, config.loss, config.max_new_tokens, config.micro_prompts)
     return lay_out([example.prompt_ids for example in chosen], rollout,
                    group_advantages(rewards, config.scale_rewards), weights,
                    group_shape(rollout, longest, config.max_new_tokens), config.micro_prompts, pad_id)

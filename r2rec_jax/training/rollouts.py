@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from r2rec_jax.sampling.decoder import Rollout
 from r2rec_jax.tokens.examples import Batch, group_rows
@@ -45,6 +45,7 @@ class GroupBatch:
         advantages: A_i of the token's completion.
         weights: of the token in the update's J; 0 for padding and for dropped completions.
         sampled: log-probabilities that the sampler reported.
+        completions: which completion of the row a token belongs to, from 0.
         old: log-probabilities of the policy that sampled, scored by the trainer; None for the policy's own.
         reference: log-probabilities of the reference policy; None without a KL term.
     """
@@ -53,6 +54,7 @@ class GroupBatch:
     advantages: Float[Array, "B C"]
     weights: Float[Array, "B C"]
     sampled: Float[Array, "B C"]
+    completions: Int[Array, "B C"]
     old: Float[Array, "B C"] | None = None
     reference: Float[Array, "B C"] | None = None
 
@@ -94,11 +96,14 @@ def lay_out(
     per_token = [np.broadcast_to(x[:, :, None], rollout.tokens.shape).reshape(len(prompts), -1)
                  for x in (advantages, weights)]
     sampled = rollout.logprobs.reshape(len(prompts), -1)
+    numbers = np.arange(rollout.tokens.shape[1], dtype=np.int32)[None, :, None]
+    completions = np.broadcast_to(numbers, rollout.tokens.shape).reshape(len(prompts), -1)
     real = np.asarray(padded.target_weights) > 0
     passes = []
     for start in range(0, len(prompts), micro_prompts):
         chosen = slice(start, start + micro_prompts)
-        columns = [_left_align(x[chosen], real[chosen], micro_prompts, shape.targets) for x in (*per_token, sampled)]
+        columns = [_left_align(x[chosen], real[chosen], micro_prompts, shape.targets) 
+                   for x in (*per_token, sampled, completions)]
         part = jax.tree.map(lambda x, chosen=chosen: x[chosen], padded)
         passes.append(GroupBatch(squeeze(part, micro_prompts, shape, pad_id), *map(jnp.asarray, columns)))
     return passes

@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any
 
 from r2rec_jax import progress
+from r2rec_jax.checkpoints import is_alive
 from r2rec_jax.tokens.loader import Loader
-from r2rec_jax.training.checkpoints import Checkpoints, is_alive
+from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.metrics import MetricsWriter
 from r2rec_jax.training.state import TrainState, check_progress
 

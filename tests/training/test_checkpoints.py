@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r2rec_jax.checkpoints import flatten
 from r2rec_jax.config import LoraConfig
-from r2rec_jax.training.checkpoints import flatten
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.state import init_state, make_optimizer
 

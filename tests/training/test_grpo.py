@@ -75,9 +75,10 @@ def test_it_raises_a_planted_reward_with_the_real_decoder(tiny, llama_config, pr
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and rows[-1]["kl"] > 1e-3
     assert all(abs(row["ratio"] - 1) < 1e-6 for row in rows)
     assert trees_equal(base, model.base)
-    expected = {"stage", "step", "seconds", "loss", "kl", "ratio", "clip_low", "clip_high", "entropy", "drift",
-                "grad_norm", "skipped", "lr", "reward", "reward_rank", "words", "reward_std", "zero_spread_groups",
-                "completion_tokens", "truncated", "rollout_seconds", "reward_seconds", "update_seconds"}
+    expected = {"stage", "step", "seconds", "loss", "kl", "ratio", "clip_low", "clip_high", "correction", "entropy",
+                "drift", "grad_norm", "skipped", "lr", "reward", "reward_rank", "words", "reward_std",
+                "zero_spread_groups", "completion_tokens", "truncated", "rollout_seconds", "reward_seconds",
+                "update_seconds"}
     assert set(rows[0]) == expected
     assert list((tmp_path / "tensorboard" / "grpo").iterdir())
 
@@ -180,7 +181,9 @@ def test_the_first_kl_is_that_of_the_chosen_reference(tiny, prompts, tmp_path, c
         assert rows[0]["kl"] > 1e-3
 
 
-@pytest.mark.parametrize("changes", [{"loss": "dapo", "scale_rewards": False}, {"loss": "dr_grpo", "beta": 0.0},
+@pytest.mark.parametrize("changes", [{"loss": "dapo", "scale_rewards": "none"}, {"loss": "dr_grpo", "beta": 0.0},
+                                     {"loss": "bnpo", "scale_rewards": "batch"},
+                                     {"importance": "sequence", "sampler_cap": 2.0, "iterations": 2},
                                      {"mask_truncated": True, "epsilon_high": 0.3, "micro_prompts": 2}])
 def test_every_option_runs_and_changes_the_result(tiny, prompts, tmp_path, checkpoints, trees_equal, changes):
     plain = run(tiny, prompts, tmp_path, checkpoints, "plain", dataclasses.replace(CONFIG, steps=1))[0]

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from r2rec_jax.training.losses import completion_weights, group_advantages, grpo_loss
+from r2rec_jax.training.losses import completion_weights, group_advantages, grpo_loss, mean_by_completion
 
-FORMS = ("grpo", "dr_grpo", "dapo")
+FORMS = ("grpo", "dr_grpo", "dapo", "bnpo")
 
 
 def case(seed: int = 0) -> dict[str, np.ndarray]:
@@ -29,7 +29,7 @@ def case(seed: int = 0) -> dict[str, np.ndarray]:
             "finished": np.array([[True, True, False], [True, False, True]])}
 
 
-def plain_loss(c: dict[str, np.ndarray], form: str, eps: float, eps_high: float, beta: float, scale: bool,
+def plain_loss(c: dict[str, np.ndarray], form: str, eps: float, eps_high: float, beta: float, scale: str,
                mask_truncated: bool, max_new: int, use_old: bool) -> float:
     """Eq. 4, completion by completion and token by token."""
     total = 0.0
@@ -38,8 +38,9 @@ def plain_loss(c: dict[str, np.ndarray], form: str, eps: float, eps_high: float,
     for p, g in np.ndindex(2, 3):
         group = c["rewards"][p]
         advantage = group[g] - group.mean()
-        if scale:
-            advantage /= np.sqrt(((group - group.mean()) ** 2).sum() / (len(group) - 1)) + 1e-4
+        spread = {"group": group, "batch": c["rewards"], "none": None}[scale]
+        if spread is not None:
+            advantage /= np.sqrt(((spread - spread.mean()) ** 2).sum() / (spread.size - 1)) + 1e-4
         inner = 0.0
         for t in range(c["lengths"][p, g]):
             new = c["new"][p, g, t]
@@ -48,12 +49,13 @@ def plain_loss(c: dict[str, np.ndarray], form: str, eps: float, eps_high: float,
             inner += min(rho * advantage, np.clip(rho, 1 - eps, 1 + eps_high) * advantage) - beta * (np.exp(d) - d - 1)
         if kept[p, g]:
             share = {"grpo": 1 / (count * c["lengths"][p, g]), "dr_grpo": 1 / (count * max_new),
-                     "dapo": 1 / (c["lengths"] * kept).sum()}[form]
+                     "dapo": 1 / (c["lengths"] * kept).sum(),
+                     "bnpo": 1 / (2 * (c["lengths"] * kept)[p].sum())}[form]
             total += share * inner
     return -total
 
 
-def ours(c: dict[str, np.ndarray], form: str, eps: float, eps_high: float, beta: float, scale: bool,
+def ours(c: dict[str, np.ndarray], form: str, eps: float, eps_high: float, beta: float, scale: str,
          mask_truncated: bool, max_new: int, use_old: bool):
     kept = c["finished"] if mask_truncated else np.ones_like(c["finished"])
     weights = completion_weights(c["lengths"], kept, form, max_new)[:, :, None] * c["mask"]
@@ -66,7 +68,8 @@ def ours(c: dict[str, np.ndarray], form: str, eps: float, eps_high: float, beta:
     return loss
 
 
-OPTIONS = list(itertools.product(FORMS, [(0.2, 0.2), (0.1, 0.3)], [0.0, 0.04], [True, False], [True, False]))
+OPTIONS = list(itertools.product(FORMS, [(0.2, 0.2), (0.1, 0.3)], [0.0, 0.04], ["group", "batch", "none"],
+                                 [True, False]))
 
 
 @pytest.mark.parametrize(("form", "eps", "beta", "scale", "mask_truncated"), OPTIONS)
@@ -80,7 +83,7 @@ def test_loss_equals_the_plain_sum(form, eps, beta, scale, mask_truncated):
 @pytest.mark.parametrize("form", FORMS)
 def test_gradient_equals_central_differences(form):
     c = case(1)
-    arguments = (form, 0.2, 0.3, 0.04, True, False, 7, True)
+    arguments = (form, 0.2, 0.3, 0.04, "group", False, 7, True)
     with jax.enable_x64(True):
         gradient = np.asarray(jax.grad(lambda new: ours(c, *arguments)(new)[0])(jnp.asarray(c["new"])))
     step = 1e-6
@@ -95,7 +98,7 @@ def test_gradient_equals_central_differences(form):
 def test_first_update_needs_no_old_logprobs():
     """With old = new, value and gradient are those of the policy's own log-probabilities with the gradient stopped."""
     c = case(2)
-    arguments = ("grpo", 0.2, 0.2, 0.04, True, False, 7)
+    arguments = ("grpo", 0.2, 0.2, 0.04, "group", False, 7)
     new = jnp.asarray(c["new"], jnp.float32)
     scored = jax.value_and_grad(lambda x: ours({**c, "old": c["new"].astype(np.float32)}, *arguments, True)(x)[0])(new)
     stopped = jax.value_and_grad(lambda x: ours(c, *arguments, False)(x)[0])(new)
@@ -134,7 +137,7 @@ def test_clip_counts():
 def test_padding_cannot_change_a_loss(form, garbage):
     c = case(3)
     dirty = {**c} | {name: np.where(c["mask"], c[name], garbage) for name in ("new", "old", "ref")}
-    arguments = (form, 0.2, 0.2, 0.04, True, True, 7, True)
+    arguments = (form, 0.2, 0.2, 0.04, "group", True, 7, True)
     results = [jax.value_and_grad(ours(d, *arguments), has_aux=True)(jnp.asarray(d["new"], jnp.float32))
                for d in (c, dirty)]
     for clean, soiled in zip(*map(jax.tree.leaves, results), strict=True):
@@ -144,7 +147,7 @@ def test_padding_cannot_change_a_loss(form, garbage):
 groups = hnp.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(2, 8)), elements=st.floats(-3, 3))
 
 
-@given(groups, st.booleans())
+@given(groups, st.sampled_from(["group", "batch", "none"]))
 def test_advantages_sum_to_zero(rewards, scale):
     advantages = group_advantages(rewards, scale)
     np.testing.assert_allclose(advantages.astype(np.float64).sum(axis=1), 0, atol=1e-4)
@@ -155,6 +158,11 @@ def test_advantages_sum_to_zero(rewards, scale):
 def test_advantages_use_the_sample_deviation():
     np.testing.assert_allclose(group_advantages(np.array([[1.0, 2.0, 3.0]])), [[-1 / 1.0001, 0, 1 / 1.0001]], rtol=1e-6)
     np.testing.assert_array_equal(group_advantages(np.array([[5.0, 5.0]])), [[0, 0]])
+    np.testing.assert_array_equal(group_advantages(np.array([[5.0, 5.0]]), "batch"), [[0, 0]])
+    np.testing.assert_allclose(group_advantages(np.array([[1.0, 3.0], [5.0, 5.0]]), "batch"),
+                               np.array([[-1.0, 1.0], [0.0, 0.0]]) / (np.std([1, 3, 5, 5], ddof=1) + 1e-4), rtol=1e-6)
+    with pytest.raises(ValueError, match="scale_rewards must be 'group', 'batch' or 'none'; got 'both'"):
+        group_advantages(np.array([[1.0, 2.0]]), "both")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rewards must be finite; got nan"):
         group_advantages(np.array([[1.0, np.nan]]))
 
@@ -164,5 +172,49 @@ def test_weights_of_a_micro_batch_are_those_of_the_update(form):
     lengths, kept = np.array([[1, 3], [2, 2]]), np.array([[True, True], [True, False]])
     weights = completion_weights(lengths, kept, form, 4)
     assert weights[1, 1] == 0
-    expected = {"grpo": 3 / 4, "dr_grpo": 6 / 16, "dapo": 1.0}[form]
+    expected = {"grpo": 3 / 4, "dr_grpo": 6 / 16, "dapo": 1.0, "bnpo": 1.0}[form]
     np.testing.assert_allclose((weights * lengths).sum(), expected, rtol=1e-6)
+
+
+def test_bnpo_is_the_mean_over_passes_of_their_token_means():
+    lengths, kept = np.array([[1, 3], [2, 2], [4, 4]]), np.ones((3, 2), bool)
+    weights = completion_weights(lengths, kept, "bnpo", 4, micro_prompts=2)
+    np.testing.assert_allclose(weights, [[1 / 16, 1 / 16], [1 / 16, 1 / 16], [1 / 16, 1 / 16]])
+    weights = completion_weights(np.array([[1, 1], [4, 4]]), np.ones((2, 2), bool), "bnpo", 4)
+    np.testing.assert_allclose(weights, [[1 / 4, 1 / 4], [1 / 16, 1 / 16]])
+
+
+def test_mean_by_completion():
+    mask = jnp.array([[True, True, True, False]])
+    got = mean_by_completion(jnp.array([[1.0, 3.0, 5.0, 9.0]]), mask, jnp.array([[0, 0, 1, 1]]), 2)
+    np.testing.assert_allclose(got, [[2, 2, 5, 0]])
+
+
+def test_sequence_ratio_of_one_token_completions_is_the_token_ratio():
+    new, old = jnp.array([[-1.0, -3.0, -2.0]]), jnp.array([[-1.5, -2.0, -2.0]])
+    advantages, weights = jnp.array([[1.0, -1.0, 2.0]]), jnp.ones((1, 3)) / 3
+    options = {"epsilon": 0.2, "epsilon_high": 0.2, "beta": 0.0}
+
+    def loss(x, **more):
+        return grpo_loss(x, old, None, advantages, weights, **options, **more)[0]
+
+    token = jax.value_and_grad(loss)(new)
+    sequence = jax.value_and_grad(lambda x: loss(x, completions=jnp.array([[0, 1, 2]]), group=3))(new)
+    np.testing.assert_allclose(token[0], sequence[0], rtol=1e-6)
+    np.testing.assert_allclose(token[1], sequence[1], rtol=1e-6)
+
+
+def test_truncated_importance_weights():
+    """A token that the sampler found e times likelier than the trainer weighs 1/e; a rarer one at most the cap."""
+    new = jnp.array([[-1.0, -2.0, -3.0]])
+    sampled = new + jnp.array([[1.0, -1.0, 0.0]])
+
+    def terms(x, cap):
+        return grpo_loss(x, None, None, jnp.ones((1, 3)), jnp.ones((1, 3)), epsilon=0.2, epsilon_high=0.2, beta=0.0,
+                         sampled_logprobs=sampled, sampler_cap=cap)
+
+    value, sums = terms(new, 2.0)
+    np.testing.assert_allclose(value, -(np.exp(-1) + 2.0 + 1.0), rtol=1e-6)
+    np.testing.assert_allclose(sums["correction"], np.exp(-1) + 2.0 + 1.0, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(lambda x: terms(x, 2.0)[0])(new), [[-np.exp(-1), -2.0, -1.0]], rtol=1e-6)
+    assert float(terms(new, None)[0]) == -3.0

@@ -74,7 +74,8 @@ def test_shapes_are_few():
     assert {group_shape(r, 70, 128) for r in lengths} == {RowShape(128 + c, c) for c in (256, 512, 768, 1024)}
 
 
-OPTIONS = [*itertools.product(("grpo", "dr_grpo", "dapo"), (0.0, 0.1), (1, 2), (False, True))]
+OPTIONS = [*itertools.product(("grpo", "dr_grpo", "dapo", "bnpo"), (0.0, 0.1), (1, 2), (False, True), ("token",)),
+           *itertools.product(("grpo", "dapo"), (0.0, 0.1), (1, 2), (True,), ("sequence",))]
 
 
 @pytest.fixture(scope="module")
@@ -92,17 +93,19 @@ def case(make_examples):
 def value_and_grad(tiny):
     """Compiled once for each configuration of the loss that makes a difference to the program."""
     model, _ = tiny
-    return {beta: jax.jit(jax.value_and_grad(make_grpo_loss(model, GrpoConfig(beta=beta, temperature=0.7)),
-                                             has_aux=True)) for beta in (0.0, 0.1)}
+    return {(beta, level): jax.jit(jax.value_and_grad(
+        make_grpo_loss(model, GrpoConfig(beta=beta, importance=level, temperature=0.7, sampler_cap=1.5, group_size=3)),
+        has_aux=True)) for beta in (0.0, 0.1) for level in ("token", "sequence")}
 
 
-@pytest.mark.parametrize(("loss", "beta", "iterations", "mask_truncated"), OPTIONS)
-def test_shared_prefix_equals_the_naive_layout(tiny, case, value_and_grad, loss, beta, iterations, mask_truncated):
+@pytest.mark.parametrize(("loss", "beta", "iterations", "mask_truncated", "level"), OPTIONS)
+def test_shared_prefix_equals_the_naive_layout(tiny, case, value_and_grad, loss, beta, iterations, mask_truncated,
+                                              level):
     model, lora = tiny
     prompts, groups, rollout, rewards, (old, reference) = case
     config = GrpoConfig(group_size=3, prompts_per_step=2, loss=loss, beta=beta, iterations=iterations,
                         mask_truncated=mask_truncated, max_new_tokens=LIMIT, temperature=0.7)
-    step = value_and_grad[beta]
+    step = value_and_grad[beta, level]
 
     def scored(group: GroupBatch, places) -> GroupBatch:
         shape = group.weights.shape
@@ -129,7 +132,8 @@ def test_shared_prefix_equals_the_naive_layout(tiny, case, value_and_grad, loss,
         rows = pad([Example("x", prompts[p].prompt_ids, tuple(groups[p][g]))], length, targets)
         parts = [jnp.zeros((1, targets)).at[0, : len(mine)].set(x[0, np.array(columns)])
                  for x in (passes[p].advantages, passes[p].weights, passes[p].sampled)]
-        (value, _), grads = step(lora, model.base, scored(GroupBatch(rows, *parts), [mine]))
+        alone = GroupBatch(rows, *parts, jnp.zeros((1, targets), jnp.int32))
+        (value, _), grads = step(lora, model.base, scored(alone, [mine]))
         naive = naive[0] + float(value), jax.tree.map(jnp.add, naive[1], grads)
 
     assert shared[0] == pytest.approx(naive[0], rel=1e-4, abs=1e-6)

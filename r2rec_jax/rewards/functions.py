@@ -1,0 +1,114 @@
+"""Reward functions of a user's own, named in the configuration by import path, with trl's calling convention.
+
+    def brevity(prompts, completions, **columns):
+        return [1.0 if len(text) < 2000 else 0.0 for text in completions]
+
+    rewards:
+      functions:
+        - function: my_rewards:brevity
+          weight: 0.5
+
+A function gets lists of one entry a completion, all by keyword: ``prompts`` (the user message), ``completions``
+(decoded, end token removed) and the columns of :class:`Columns`. It returns one number a completion, None where it has
+no opinion, which then adds nothing. It is called once a step, in the training process.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from r2rec_jax.config import RewardFunction
+
+Function = Callable[..., Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a reward function is told besides prompts and completions, one entry a completion.
+
+    Attributes:
+        example_ids: of the query.
+        user_ids: raw id of its user.
+        candidates: the candidates' labels, in prompt order.
+        targets: label of the true item.
+        target_numbers: its candidate number, from 1.
+    """
+
+    example_ids: list[str]
+    user_ids: list[str]
+    candidates: list[list[str]]
+    targets: list[str]
+    target_numbers: list[int]
+
+
+def load_functions(entries: Sequence[RewardFunction]) -> dict[str, Function]:
+    """Import path -> function.
+
+    Raises:
+        ValueError: a module or a name cannot be imported, or is no function.
+    """
+    found: dict[str, Function] = {}
+    for entry in entries:
+        module, _, name = entry.function.partition(":")
+        try:
+            function: Any = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"rewards.functions must be importable from the current folder or the environment; "
+                             f"{entry.function!r} is not: {error}") from None
+        if not callable(function):
+            raise ValueError(f"rewards.functions must name functions; {entry.function!r} is a "
+                             f"{type(function).__name__}")
+        found[entry.function] = cast(Function, function)
+    return found
+
+
+def call_function(name: str, function: Function, prompts: Sequence[str], completions: Sequence[str], columns: Columns,
+                  ) -> NDArray[np.float64]:
+    """One number a completion, NaN where the function has no opinion.
+
+    Raises:
+        ValueError: another count of values, or a value that is neither a finite number nor None.
+    """
+    values = function(prompts=list(prompts), completions=list(completions), **asdict(columns))
+    numbers = [float("nan") if value is None else _number(name, value) for value in values]
+    if len(numbers) != len(completions):
+        raise ValueError(f"reward function {name!r} must return one value a completion; got {len(numbers)} for "
+                         f"{len(completions)}")
+    return np.asarray(numbers, np.float64)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not np.isfinite(number):
+        raise ValueError(f"reward function {name!r} must return finite numbers or None; got {value!r}")
+    return number
+
+
+def add_functions(parts: Mapping[str, NDArray], entries: Sequence[RewardFunction],
+                  values: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray]:
+    """Reward parts with the weighted values in their ``total``, and each function's own under its name.
+
+    Args:
+        parts: arrays [N] by name, ``total`` among them.
+        entries: weights.
+        values: import path -> float64 [N], NaN for no opinion.
+
+    Example:
+        A total of 2.0, one function of weight 0.5 that says 3.0 and one without an opinion give a total of 3.5.
+    """
+    total = np.asarray(parts["total"], np.float64)
+    for entry in entries:
+        total = total + entry.weight * np.nan_to_num(values[entry.function], nan=0.0)
+    names = {entry.function: f"reward_{entry.function.rpartition(':')[2]}" for entry in entries}
+    if len(set(names.values())) < len(names):
+        names = {path: f"reward_{path}" for path in names}
+    return {**parts, "total": total, **{names[path]: value for path, value in values.items()}}
