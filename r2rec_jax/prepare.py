@@ -10,17 +10,23 @@ from __future__ import annotations
 import sys
 from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r2rec_jax.config import TrainConfig
+from r2rec_jax.progress import say
 from r2rec_jax.stages.cli import add_train_config, make_parser, parse_train_config, run_entry, write_json
+
+if TYPE_CHECKING:
+    from r2rec_jax.stages.lengths import PromptLengths
 
 DESCRIPTION = """Read a data set and freeze what every system is measured on: evaluation users, training queries,
 candidate lists, training edges and interaction chains. The same settings and sources give the same bytes.
-Read are --data.*, --graph.* and --train_seed; the other settings of a run's YAML may stand there and have no effect."""
+Read are --data.*, --graph.* and --train_seed, and --prompts.* for the lengths of the prompts that are shown at the end;
+the other settings of a run's YAML may stand there and have no effect."""
 
-_READ = ("data", "graph", "train_seed")
+_READ = ("data", "graph", "prompts", "train_seed")
 _DATA_ROWS = (
     ("users", "users"), ("items", "items"), ("interactions", "interactions"), ("positives (likes)", "positives"),
     ("density", "density"), ("training edges", "training_edges"), ("duplicate rows, last one kept", "duplicates"),
@@ -47,7 +53,7 @@ def print_counts(manifest: Mapping[str, Any], folder: Path) -> None:
     data.add_column("count", justify="right")
     for label, key in _DATA_ROWS:
         value = counts[key]
-        data.add_row(label, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
+        data.add_row(label, f"{value:,}" if isinstance(value, int) else f"{value:.3g}")
     console.print(data)
     most = manifest["config"]["graph"]["chains"]
     tasks = Table(title="queries, and how many have 0, 1, ... distinct chains", title_justify="left")
@@ -62,22 +68,52 @@ def print_counts(manifest: Mapping[str, Any], folder: Path) -> None:
     console.print(f"prepared in {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
+def print_lengths(lengths: Sequence[PromptLengths]) -> None:
+    """Show how long the ranking prompts are, and how many of them each limit would hold whole."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not lengths:
+        say("prompt lengths: no tokenizer is at hand; give --tokenizers (folders, tokenizer files, hub ids)")
+        return
+    limits = list(lengths[0].within)
+    table = Table(title=f"ranking prompts in tokens ({lengths[0].prompts:,} of them, no chain dropped)",
+                  title_justify="left")
+    table.add_column("tokenizer", max_width=30)
+    for name in ("median", "95 %", "longest", *(f"in {limit:,}" for limit in limits)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in lengths:
+        table.add_row(row.tokenizer, f"{row.median:,}", f"{row.p95:,}", f"{row.longest:,}",
+                      *(f"{row.within[limit]:.1%}" for limit in limits))
+    Console().print(table)
+
+
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, prepare, and show the counts."""
     parser = make_parser("r2rec_jax.prepare", DESCRIPTION)
     parser.add_argument("--out", type=str, required=True, metavar="DIR",
                         help="folder to write; a prepared folder that lies there is replaced")
     parser.add_argument("--json", type=str, default=None, metavar="OUT", help="also write the manifest to this file")
+    parser.add_argument("--tokenizers", type=str, default=None, nargs="+", metavar="SOURCE",
+                        help="measure the prompts with these: folders, tokenizer files, hub ids, smollm2-135m "
+                             "(default: those at hand)")
     add_train_config(parser)
     _hide_other_settings(parser)
     config, arguments = parse_train_config(parser, argv)
 
+    from r2rec_jax.stages.lengths import open_tokenizers, prompt_lengths, tokenizers_at_hand
     from r2rec_jax.stages.prepare import prepare
 
+    sources = arguments["tokenizers"]
+    cache = config.data.cache_dir
+    tokenizers = open_tokenizers(tokenizers_at_hand(cache) if sources is None else sources, cache)
     folder = Path(arguments["out"]).expanduser()
     prepared = prepare(config, folder)
+    lengths = prompt_lengths(prepared, config.prompts, tokenizers)
     print_counts(prepared.manifest, folder)
-    write_json(arguments["json"], {"folder": str(folder), **prepared.manifest})
+    print_lengths(lengths)
+    write_json(arguments["json"], {"folder": str(folder), **prepared.manifest,
+                                   "prompt_lengths": [asdict(row) for row in lengths]})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,6 +37,11 @@ def ml1m_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def amazon_sample_dir() -> Path:
+    return _need(SHARED / "data" / "amazon-2023-sample")
+
+
+@pytest.fixture(scope="session")
 def deepseek_tokenizer_dir() -> Path:
     return _need(SHARED / "tokenizers" / "deepseek-r1-distill-llama-8b")
 

@@ -15,15 +15,18 @@ from typing import Any
 
 from r2rec_jax.config.check import check
 from r2rec_jax.config.data import AnswerConfig, DataConfig, GraphConfig, PromptConfig, ThoughtsConfig
+from r2rec_jax.config.endpoint import EndpointConfig
 from r2rec_jax.config.model import BackboneConfig, LoraConfig, TinyConfig
 from r2rec_jax.config.output import EvaluateConfig, ExportConfig
-from r2rec_jax.config.training import GrpoConfig, PretrainConfig, RewardConfig, SftConfig
+from r2rec_jax.config.table import TableConfig
+from r2rec_jax.config.training import GrpoConfig, PretrainConfig, RewardConfig, RewardFunction, SftConfig
 
 __all__ = [
     "STAGES",
     "AnswerConfig",
     "BackboneConfig",
     "DataConfig",
+    "EndpointConfig",
     "EvaluateConfig",
     "ExportConfig",
     "GraphConfig",
@@ -32,7 +35,9 @@ __all__ = [
     "PretrainConfig",
     "PromptConfig",
     "RewardConfig",
+    "RewardFunction",
     "SftConfig",
+    "TableConfig",
     "ThoughtsConfig",
     "TinyConfig",
     "TrainConfig",

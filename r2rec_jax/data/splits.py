@@ -1,10 +1,8 @@
-"""Who is evaluated on what, who is trained on what, and which events the graph may hold.
+"""Who is evaluated on what, and who is trained on what: targets are drawn, and each becomes a query with candidates.
 
-The protocol (section 4.1 of the paper, with its gaps filled): a user is eligible with at least ``min_positives``
-ratings above ``positive_above``. The last positive is the test target, the one before it the validation target.
-Earlier positives with at least ``min_history`` positives before them can be training targets.
+What can be a target is decided in ``data/targets.py``, by ``data.split``. Here users are drawn from those who have one.
 
-Departures: none from the paper's text. Where other users cannot give enough training queries, earlier positives of
+Departures: none from the paper's text. Where other users cannot give enough training queries, training targets of
 evaluation users fill up, counted in :attr:`Queries.counts`; their test and validation targets stay unseen.
 
 Every choice orders ids by a seeded hash, so 300 evaluation users are the first 300 of 1,000 drawn with the same seed.
@@ -13,86 +11,74 @@ Every choice orders ids by a seeded hash, so 300 evaluation users are the first 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from r2rec_jax.config import DataConfig
-from r2rec_jax.data.candidates import draw_candidates
+from r2rec_jax.data.candidates import (
+    SAMPLERS,
+    CandidateLists,
+    ItemWeights,
+    Negatives,
+    check_sampler,
+    draw_candidates,
+)
 from r2rec_jax.data.interactions import Dataset
-from r2rec_jax.data.queries import SPLITS, Query, Split
+from r2rec_jax.data.queries import EVALUATED, SPLITS, Query, Split
 from r2rec_jax.data.randomness import fold, root_key
+from r2rec_jax.data.targets import Targets, find_positives, find_targets, training_edges
 
-__all__ = ["Queries", "Query", "Split", "draw_queries", "find_positives", "make_query", "training_edges"]
-
-
-@dataclass(frozen=True)
-class Positives:
-    """Every liked event, by user.
-
-    Attributes:
-        rows: int64 [N], event rows with a rating above ``positive_above``, in order.
-        offsets: int64 [U+1], user u's are ``rows[offsets[u]:offsets[u+1]]``.
-        eligible: bool [U].
-    """
-
-    rows: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    eligible: NDArray[np.bool_]
-
-    def from_the_end(self, user_idx: NDArray | int, back: int) -> NDArray[np.int64]:
-        """Event rows of the last (``back`` 1), last but one (2), ... positive of users."""
-        return self.rows[self.offsets[np.asarray(user_idx) + 1] - back]
+__all__ = ["Queries", "Query", "Split", "draw_queries", "find_positives", "item_weights", "make_query",
+           "training_edges"]
 
 
 @dataclass(frozen=True)
 class Queries:
-    """The queries of every split, in drawing order, and how they came about."""
+    """The queries of every split, in drawing order, and how they came about.
+
+    Attributes:
+        by_split: with the candidates of ``data.negatives``.
+        counts: what was counted.
+        candidates: sampler -> the lists of every query that has one: all queries for ``data.negatives``, test and
+            validation queries for the other samplers.
+        left_out: sampler that these data cannot serve -> why.
+    """
 
     by_split: Mapping[Split, list[Query]]
     counts: Mapping[str, int]
+    candidates: Mapping[Negatives, CandidateLists] = field(default_factory=dict)
+    left_out: Mapping[Negatives, str] = field(default_factory=dict)
 
     def all(self) -> list[Query]:
         """All queries: test, validation, sft, rl."""
         return [query for split in SPLITS for query in self.by_split[split]]
 
 
-def find_positives(dataset: Dataset, config: DataConfig) -> Positives:
-    """The positives of every user, and who is eligible."""
-    events = dataset.interactions
-    rows = np.flatnonzero(events.rating > config.positive_above)
-    counts = np.bincount(events.user_idx[rows], minlength=len(dataset.users))
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Positives(rows, offsets, counts >= config.min_positives)
+def item_weights(dataset: Dataset, training: NDArray[np.bool_]) -> ItemWeights:
+    """Training edges of every item, which is what the ``popularity`` sampler draws by."""
+    return ItemWeights(item_edges(dataset, training))
 
 
-def training_edges(dataset: Dataset, config: DataConfig) -> NDArray[np.bool_]:
-    """Which events may be edges of the graph and training data of any system, bool [E].
-
-    Of an eligible user the events before the validation target, so neither target nor anything after it; of other
-    users all events.
-
-    Example:
-        A user with events like, dislike, LIKE, dislike, LIKE (the last two likes being validation and test targets)
-        gives ``[True, True, False, False, False]``.
-    """
-    events = dataset.interactions
-    positives = find_positives(dataset, config)
-    limit = np.full(len(dataset.users), np.iinfo(np.int32).max, dtype=np.int32)
-    users = np.flatnonzero(positives.eligible)
-    limit[users] = events.place[positives.from_the_end(users, 2)]
-    return events.place < limit[events.user_idx]
+def item_edges(dataset: Dataset, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """How many of the events in ``mask`` every item has, float64 [I]."""
+    return np.bincount(dataset.interactions.item_idx[mask], minlength=len(dataset.items)).astype(np.float64)
 
 
-def make_query(dataset: Dataset, config: DataConfig, split: Split, row: int, weights: NDArray) -> Query:
+def make_query(dataset: Dataset, config: DataConfig, split: Split, row: int, weights: ItemWeights) -> Query:
     """The query whose target is event ``row``; its candidates depend on nothing but seed, user and target."""
     events = dataset.interactions
     user_idx, target = int(events.user_idx[row]), int(events.item_idx[row])
-    candidates = draw_candidates(dataset, user_idx, target, size=config.candidates, negatives=config.negatives,
-                                 positive_above=config.positive_above, weights=weights, split_seed=config.split_seed)
-    query_id = f"{split}-{dataset.users[user_idx].user_id}-{dataset.items[target].item_id}"
+    candidates = _candidates(dataset, config, user_idx, target, config.negatives, weights)
+    query_id = f"{split}-{dataset.users.ids[user_idx].as_py()}-{dataset.items.ids[target].as_py()}"
     return Query(query_id, split, user_idx, target, int(events.place[row]), candidates)
+
+
+def _candidates(dataset: Dataset, config: DataConfig, user_idx: int, target: int, negatives: Negatives,
+                weights: ItemWeights) -> tuple[int, ...]:
+    return draw_candidates(dataset, user_idx, target, size=config.candidates, negatives=negatives,
+                           positive_above=config.positive_above, weights=weights, split_seed=config.split_seed)
 
 
 def _shuffled(values: NDArray, seed: int, purpose: str, *keys: NDArray) -> NDArray:
@@ -103,80 +89,111 @@ def _shuffled(values: NDArray, seed: int, purpose: str, *keys: NDArray) -> NDArr
     return values[np.argsort(order, kind="stable")]
 
 
-def _training_rows(dataset: Dataset, config: DataConfig, positives: Positives, users: NDArray) -> NDArray[np.int64]:
-    """Event rows that can be training targets of ``users``: one of each user first, then a second one, and so on."""
+def _training_rows(dataset: Dataset, config: DataConfig, rows: NDArray, wanted: int) -> NDArray[np.int64]:
+    """The first ``wanted`` of ``rows`` in drawing order: one of each user first, then a second one, and so on.
+
+    Args:
+        rows: event rows of possible training targets.
+        wanted: how many are enough (fewer come when there are fewer).
+    """
     events = dataset.interactions
-    rank = np.arange(len(positives.rows)) - positives.offsets[events.user_idx[positives.rows]]
-    left = positives.offsets[events.user_idx[positives.rows] + 1] - positives.offsets[events.user_idx[positives.rows]]
-    wanted = np.isin(events.user_idx[positives.rows], users)
-    rows = positives.rows[wanted & (rank >= config.min_history) & (rank < left - 2)]
-    user, item = events.user_idx[rows], events.item_idx[rows]
-    user_key = fold(root_key(config.split_seed, "training users"), dataset.user_keys[user])
-    rows = rows[np.lexsort((fold(user_key, dataset.item_keys[item]), user_key))]
+    key = fold(root_key(config.split_seed, "training users"), dataset.user_keys)
+    users = np.unique(events.user_idx[rows])
+    chosen = np.zeros(len(dataset.users), dtype=bool)
+    chosen[users[np.argsort(key[users], kind="stable")][:wanted]] = True  # of more users than that, none has its turn
+    rows = rows[chosen[events.user_idx[rows]]]
+    user_key = key[events.user_idx[rows]]
+    rows = rows[np.lexsort((fold(user_key, dataset.item_keys[events.item_idx[rows]]), user_key))]
     user = events.user_idx[rows]
     starts = np.flatnonzero(np.r_[True, user[1:] != user[:-1]]) if len(rows) else np.zeros(0, np.int64)
     turn = np.arange(len(rows)) - np.repeat(starts, np.diff(np.r_[starts, len(rows)]))
-    return rows[np.argsort(turn, kind="stable")]
+    return rows[np.argsort(turn, kind="stable")][:wanted]
 
 
-def _split_training(dataset: Dataset, config: DataConfig, positives: Positives, evaluated: NDArray,
+def _split_training(dataset: Dataset, config: DataConfig, targets: Targets, evaluated: NDArray[np.bool_],
                     ) -> tuple[NDArray, NDArray]:
-    """Event rows of the SFT and the RL targets, disjoint."""
+    """Event rows of the SFT and the RL targets, disjoint; those of ``evaluated`` users (bool [U]) come last."""
     events = dataset.interactions
-    others = np.setdiff1d(np.flatnonzero(positives.eligible), evaluated, assume_unique=True)
-    rows = np.concatenate([_training_rows(dataset, config, positives, others),
-                           _training_rows(dataset, config, positives, evaluated)])
     wanted = config.sft_queries + config.rl_queries
+    theirs = evaluated[events.user_idx[targets.teachable]]
+    rows = _training_rows(dataset, config, targets.teachable[~theirs], wanted)
     if len(rows) < wanted:
+        rows = np.concatenate([rows, _training_rows(dataset, config, targets.teachable[theirs], wanted - len(rows))])
+    if len(rows) < wanted:
+        after = " and two after" if config.split == "last-positive" else " and lie before the first cut"
         raise ValueError(f"data.sft_queries + data.rl_queries must be <= {len(rows)}, the likes of eligible users of "
-                         f"{dataset.name} that have at least {config.min_history} likes before them and two after; "
+                         f"{dataset.name} that have at least {config.min_history} likes before them{after}; "
                          f"got {config.sft_queries} + {config.rl_queries}; lower them")
-    rows = rows[:wanted]
     keys = dataset.user_keys[events.user_idx[rows]], dataset.item_keys[events.item_idx[rows]]
     rows = _shuffled(rows, config.split_seed, "sft or rl", *keys)
     return rows[: config.sft_queries], rows[config.sft_queries:]
 
 
+def _evaluation_rows(dataset: Dataset, config: DataConfig, rows: NDArray, wanted: int, field_name: str) -> NDArray:
+    """The first ``wanted`` of the event rows of possible targets, by a seeded hash of their users."""
+    if len(rows) < wanted:
+        who = (f"with at least {config.min_positives} ratings above {config.positive_above:g}"
+               if config.split == "last-positive" else
+               f"whose first like behind the cut has {config.min_history} likes before it")
+        raise ValueError(f"data.{field_name} must be <= {len(rows)}, the users of {dataset.name} {who}; got {wanted}; "
+                         f"set data.{field_name} to {len(rows)} or less")
+    users = dataset.interactions.user_idx[rows]
+    return _shuffled(rows, config.split_seed, "evaluation users", dataset.user_keys[users])[:wanted]
+
+
 def draw_queries(dataset: Dataset, config: DataConfig) -> Queries:
-    """Draw the queries of all splits.
+    """Draw the queries of all splits, and their candidates under every sampler.
 
     Args:
         dataset: all events.
         config: counts, rules and ``split_seed``, the only seed that enters.
 
     Raises:
-        ValueError: fewer eligible users, or fewer training targets, than asked for.
+        ValueError: fewer eligible users, or fewer training targets, than asked for, or data that cannot serve
+            ``data.negatives``.
     """
-    events = dataset.interactions
-    positives = find_positives(dataset, config)
-    eligible = np.flatnonzero(positives.eligible)
-    if len(eligible) < config.eval_users:
-        raise ValueError(f"data.eval_users must be <= {len(eligible)}, the users of {dataset.name} with at least "
-                         f"{config.min_positives} ratings above {config.positive_above:g}; got {config.eval_users}; "
-                         f"set data.eval_users to {len(eligible)} or less")
-    evaluated = _shuffled(eligible, config.split_seed, "evaluation users",
-                          dataset.user_keys[eligible])[: config.eval_users]
-    sft, rl = _split_training(dataset, config, positives, evaluated)
-    rows: dict[Split, NDArray] = {
-        "test": positives.from_the_end(evaluated, 1),
-        "validation": positives.from_the_end(evaluated[: config.validation_users], 2),
-        "sft": sft,
-        "rl": rl,
-    }
-    weights = item_edges(dataset, training_edges(dataset, config))
+    check_sampler(dataset, config.negatives, config.positive_above)
+    targets = find_targets(dataset, config)
+    test = _evaluation_rows(dataset, config, targets.test, config.eval_users, "eval_users")
+    validation = _evaluation_rows(dataset, config, targets.validation, config.validation_users, "validation_users")
+    evaluated = np.zeros(len(dataset.users), dtype=bool)
+    evaluated[dataset.interactions.user_idx[np.concatenate([test, validation])]] = True
+    sft, rl = _split_training(dataset, config, targets, evaluated)
+    rows: dict[Split, NDArray] = {"test": test, "validation": validation, "sft": sft, "rl": rl}
+    weights = item_weights(dataset, targets.training)
     by_split: dict[Split, list[Query]] = {
         split: [make_query(dataset, config, split, int(row), weights) for row in rows[split]] for split in SPLITS
     }
-    counts = {"eligible_users": len(eligible), "evaluation_users": len(evaluated)}
+    candidates: dict[Negatives, CandidateLists] = {}
+    left_out: dict[Negatives, str] = {}
+    for sampler in SAMPLERS:
+        try:
+            candidates[sampler] = _lists(dataset, config, by_split, sampler, weights)
+        except ValueError as error:
+            left_out[sampler] = str(error)
+    return Queries(by_split, _count(dataset, targets, rows, evaluated), candidates, left_out)
+
+
+def _count(dataset: Dataset, targets: Targets, rows: Mapping[Split, NDArray], evaluated: NDArray[np.bool_],
+           ) -> dict[str, int]:
+    counts = {"eligible_users": len(targets.test), "evaluation_users": len(rows["test"])}
+    if targets.cuts is not None:
+        counts |= {"eligible_validation_users": len(targets.validation), "validation_cut": targets.cuts[0],
+                   "test_cut": targets.cuts[1]}
     for split in SPLITS:
         counts[f"{split}_queries"] = len(rows[split])
     for split in ("sft", "rl"):
-        users = events.user_idx[rows[split]]
+        users = dataset.interactions.user_idx[rows[split]]
         counts[f"{split}_users"] = len(np.unique(users))
-        counts[f"{split}_queries_of_evaluation_users"] = int(np.isin(users, evaluated).sum())
-    return Queries(by_split, counts)
+        counts[f"{split}_queries_of_evaluation_users"] = int(evaluated[users].sum())
+    return counts
 
 
-def item_edges(dataset: Dataset, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """How many of the events in ``mask`` every item has, float64 [I]."""
-    return np.bincount(dataset.interactions.item_idx[mask], minlength=len(dataset.items)).astype(np.float64)
+def _lists(dataset: Dataset, config: DataConfig, by_split: Mapping[Split, list[Query]], sampler: Negatives,
+           weights: ItemWeights) -> CandidateLists:
+    """The lists of one sampler: the queries' own for ``data.negatives``, else of test and validation queries."""
+    if sampler == config.negatives:
+        return {query.query_id: query.candidates for queries in by_split.values() for query in queries}
+    check_sampler(dataset, sampler, config.positive_above)
+    return {query.query_id: _candidates(dataset, config, query.user_idx, query.target, sampler, weights)
+            for split in EVALUATED for query in by_split[split]}

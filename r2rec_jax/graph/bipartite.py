@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from r2rec_jax.data.interactions import Dataset
 
@@ -35,12 +38,12 @@ class Bipartite:
     item_users: NDArray[np.int32]
     item_edges: NDArray[np.int32]
 
-    @property
+    @cached_property
     def user_degrees(self) -> NDArray[np.int64]:
         """Edges of every user, int64 [U]."""
         return np.diff(self.user_offsets)
 
-    @property
+    @cached_property
     def item_degrees(self) -> NDArray[np.int64]:
         """Edges of every item, int64 [I]."""
         return np.diff(self.item_offsets)
@@ -54,21 +57,22 @@ class Bipartite:
         return self.item_users[self.item_offsets[item_idx]: self.item_offsets[item_idx + 1]]
 
 
-def _offsets(sorted_index: NDArray, size: int) -> NDArray[np.int64]:
-    offsets = np.zeros(size + 1, dtype=np.int64)
-    np.cumsum(np.bincount(sorted_index, minlength=size), out=offsets[1:])
-    return offsets
-
-
 def build(dataset: Dataset, edge_mask: NDArray[np.bool_]) -> Bipartite:
-    """Build the graph of the events in ``edge_mask`` (bool [E], from ``data.splits.training_edges``)."""
+    """Build the graph of the events in ``edge_mask`` (bool [E], from ``data.splits.training_edges``).
+
+    Both directions come from one counting sort each, so time and memory are linear in the edges.
+    """
     events = dataset.interactions
-    n_users, n_items = len(dataset.users), len(dataset.items)
+    shape = len(dataset.users), len(dataset.items)
     rows = np.flatnonzero(edge_mask)
-    rows = rows[np.argsort(events.user_idx[rows].astype(np.int64) * n_items + events.item_idx[rows])]
     users, items = events.user_idx[rows], events.item_idx[rows]
-    by_item = np.argsort(items, kind="stable").astype(np.int32)
-    return Bipartite(
-        n_users, n_items, _offsets(users, n_users), items, events.rating[rows], events.timestamp[rows],
-        _offsets(items, n_items), users[by_item], by_item,
-    )
+    user_offsets = np.zeros(shape[0] + 1, dtype=np.int64)
+    np.cumsum(np.bincount(users, minlength=shape[0]), out=user_offsets[1:])
+    indptr = user_offsets.astype(np.int32)
+    by_user: Any = csr_array((np.arange(len(rows), dtype=np.int32), items, indptr), shape)
+    by_user.sort_indices()
+    rows, items = rows[by_user.data], by_user.indices
+    by_user.data = np.arange(len(rows), dtype=np.int32)
+    by_item: Any = by_user.tocsc()
+    return Bipartite(*shape, user_offsets, items, events.rating[rows], events.timestamp[rows],
+                     by_item.indptr.astype(np.int64), by_item.indices, by_item.data)

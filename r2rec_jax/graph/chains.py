@@ -113,15 +113,16 @@ class _Chunk:
         self.keys = keys  # uint64 [Q, n]
         starts = events.offsets[users]
         lengths = np.minimum(places, events.offsets[users + 1] - starts)
-        self.owners, rows = _spread(starts, lengths)
+        owners, rows = _spread(starts, lengths)
         self.items = events.item_idx[rows]
-        cells = self.owners * graph.n_items + self.items
+        self._starts = np.concatenate([[0], np.cumsum(lengths)])
+        cells = owners * graph.n_items + self.items
         order = np.argsort(cells)
         self._cells, self._ratings = cells[order], events.rating[rows][order]
         self._visible = bitmap
         bitmap[cells] = True
         degrees = graph.item_degrees[self.items]
-        self.reach = np.bincount(self.owners, weights=degrees, minlength=len(users)).astype(np.int64)
+        self.reach = np.bincount(owners, weights=degrees, minlength=len(users)).astype(np.int64)
 
     def clear(self) -> None:
         """Give the bitmap back clean."""
@@ -181,52 +182,51 @@ class _Chunk:
 
     def enumerate(self, draws: _Draws, queries: NDArray) -> None:
         """Draw from the full list of neighbours for the draws of ``queries`` that have none yet."""
-        for part in _slices(self.reach[queries], _EXPANDED):
-            chosen = queries[part]
-            owner, neighbour = self._neighbours(chosen)
-            counts = np.bincount(owner, minlength=len(chosen))
-            starts = np.cumsum(counts) - counts
-            local, draw = np.nonzero((draws.neighbour[chosen] < 0) & (counts > 0)[:, None])
-            query = chosen[local]
-            pick = starts[local] + uniform_index(fold(self.keys[query, draw], _PICK_NEIGHBOUR), counts[local])
-            if not self.take(draws, query, draw, neighbour[pick]).all():
-                raise AssertionError("a listed neighbour must share two visible items")
+        found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int32))]
+        for query in queries.tolist():
+            neighbours = self._neighbours(query)
+            if len(neighbours):
+                draw = np.flatnonzero(draws.neighbour[query] < 0)
+                pick = uniform_index(fold(self.keys[query, draw], _PICK_NEIGHBOUR), len(neighbours))
+                found.append((np.full(len(draw), query), draw, neighbours[pick]))
+        query, draw, neighbour = (np.concatenate(column) for column in zip(*found, strict=True))
+        if not self.take(draws, query, draw, neighbour).all():
+            raise AssertionError("a listed neighbour must share two visible items")
 
-    def _neighbours(self, chosen: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """U_cand of each of the ``chosen`` queries: (position in ``chosen``, neighbour), sorted."""
+    def _neighbours(self, query: int) -> NDArray[np.int32]:
+        """U_cand of one query, ascending: the users that the lists of two visible items have in common."""
         graph = self.graph
-        if len(chosen) == 1 and self.reach[chosen[0]] > _EXPANDED:
-            return self._count_neighbours(int(chosen[0]))
-        local = np.full(len(self.users), -1, dtype=np.int64)
-        local[chosen] = np.arange(len(chosen))
-        mine = local[self.owners] >= 0
-        owners, items = local[self.owners[mine]], self.items[mine]
-        parents, positions = _spread(graph.item_offsets[items], graph.item_degrees[items])
-        if self.cutoffs is not None:
-            old = self._old(chosen[owners[parents]], positions)
-            parents, positions = parents[old], positions[old]
-        pairs, counts = np.unique(owners[parents] * graph.n_users + graph.item_users[positions], return_counts=True)
-        owner, neighbour = np.divmod(pairs[counts >= 2], graph.n_users)
-        other = neighbour != self.users[chosen][owner]
-        return owner[other], neighbour[other].astype(np.int32)
+        items = self.items[self._starts[query]: self._starts[query + 1]].tolist()
+        if self.reach[query] > _EXPANDED:
+            counts = np.zeros(graph.n_users, dtype=np.int32)
+            for item in items:
+                counts[self._users_of(query, item)] += 1  # a user comes once in a list
+            found = np.flatnonzero(counts >= 2).astype(np.int32)
+        else:
+            users = np.sort(np.concatenate([np.zeros(0, np.int32), *(self._users_of(query, item) for item in items)]))
+            found = _repeated(users)
+        return found[found != self.users[query]]
 
-    def _old(self, query: NDArray, positions: NDArray) -> NDArray[np.bool_]:
-        assert self.cutoffs is not None
-        return self.graph.timestamps[self.graph.item_edges[positions]] < self.cutoffs[query]
-
-    def _count_neighbours(self, query: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """The same for one query with a very large neighbourhood: a counter per user, items piece by piece."""
+    def _users_of(self, query: int, item: int) -> NDArray[np.int32]:
+        """Users with a training edge to ``item`` that the query may know of."""
         graph = self.graph
-        items = self.items[self.owners == query]
-        counts = np.zeros(graph.n_users, dtype=np.int32)
-        for part in _slices(graph.item_degrees[items], _EXPANDED):
-            _, positions = _spread(graph.item_offsets[items[part]], graph.item_degrees[items[part]])
-            if self.cutoffs is not None:
-                positions = positions[self._old(np.full(len(positions), query), positions)]
-            np.add.at(counts, graph.item_users[positions], 1)
-        counts[self.users[query]] = 0
-        neighbour = np.flatnonzero(counts >= 2)
-        return np.zeros(len(neighbour), dtype=np.int64), neighbour.astype(np.int32)
+        if self.cutoffs is None:
+            return graph.users_of(item)
+        edges = graph.item_edges[graph.item_offsets[item]: graph.item_offsets[item + 1]]
+        return graph.users_of(item)[graph.timestamps[edges] < self.cutoffs[query]]
+
+
+def _repeated(values: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Each value that comes twice or more often in a sorted array, once.
+
+    Example:
+        >>> _repeated(np.array([1, 2, 2, 2, 5, 7, 7], dtype=np.int32))
+        array([2, 7], dtype=int32)
+    """
+    same = values[1:] == values[:-1]
+    first = same.copy()
+    first[1:] &= ~same[:-1]
+    return values[1:][first]
 
 
 def _listing_is_cheaper(graph: Bipartite, reach: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -234,8 +234,11 @@ def _listing_is_cheaper(graph: Bipartite, reach: NDArray[np.int64]) -> NDArray[n
 
     Listing touches ``reach`` edges (those of the visible items); five draws at ten proposals each touch fifty times a
     user's mean degree. The number of chains asked for does not enter: the first five of ten are the five.
+
+    Where users are many and share little, proposals are in vain: there are at most ``reach / 2`` neighbours, so below
+    ``2 * n_users / ATTEMPTS`` a draw is likelier than not to be rejected every time.
     """
-    return reach * graph.n_users <= 50 * len(graph.user_items)
+    return (reach * graph.n_users <= 50 * len(graph.user_items)) | (reach * ATTEMPTS <= 2 * graph.n_users)
 
 
 def _empty(queries: int, chains: int) -> _Draws:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,27 +19,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2rec_jax import progress
-from r2rec_jax.config import DataConfig, TrainConfig, as_plain
+from r2rec_jax.config import DataConfig, TrainConfig
 from r2rec_jax.data.fetch import locate
 from r2rec_jax.data.interactions import Dataset
-from r2rec_jax.data.movielens import load_movielens
-from r2rec_jax.data.queries import SPLITS, Query, save_queries, write_lines
-from r2rec_jax.data.splits import draw_queries, training_edges
+from r2rec_jax.data.load import load_dataset
+from r2rec_jax.data.queries import SPLITS, Query, save_candidates, save_queries, write_lines
+from r2rec_jax.data.splits import Queries, draw_queries, training_edges
 from r2rec_jax.data.storage import write_dataset
 from r2rec_jax.graph.bipartite import build
 from r2rec_jax.graph.chains import Chain
-from r2rec_jax.stages.prepared import FORMAT, Prepared, chain_row, draw_chains, sha256_of_member
+from r2rec_jax.stages.manifest import FORMAT, RECORDED, settings_of, sha256_of_member
+from r2rec_jax.stages.prepared import Prepared, chain_row, draw_chains
 
 if TYPE_CHECKING:
     from r2rec_jax.stages.workspace import Workspace
 
 
-def prepare(config: TrainConfig, folder: Path | str) -> Prepared:
+def prepare(config: TrainConfig, folder: Path | str, *, seconds: dict[str, float] | None = None) -> Prepared:
     """Find and read the data, draw queries and chains, and freeze them to ``folder``.
 
     Args:
         config: ``data``, ``graph`` and ``train_seed`` are read.
         folder: is created; an older prepared folder there is replaced.
+        seconds: is filled with the wall time of every phase: read, queries, graph, chains, write.
 
     Returns:
         What was written. ``counts`` holds users, items, interactions, positives, training_edges, density, the notes of
@@ -51,47 +55,61 @@ def prepare(config: TrainConfig, folder: Path | str) -> Prepared:
     _check_replaceable(folder)
     source = locate(config.data)
     progress.say(f"prepare: reading {config.data.name} from {source}")
-    dataset = load_movielens(config.data.name, source, config.data.split_seed)
-    queries = draw_queries(dataset, config.data)
-    training = training_edges(dataset, config.data)
-    graph = build(dataset, training)
-    chains = draw_chains(graph, dataset, queries.all(), config.graph, config.train_seed)
+    with _timed(seconds, "read"):
+        dataset = load_dataset(config.data, source)
+    with _timed(seconds, "queries"):
+        queries = draw_queries(dataset, config.data)
+    with _timed(seconds, "graph"):
+        training = training_edges(dataset, config.data)
+        graph = build(dataset, training)
+    with _timed(seconds, "chains"):
+        chains = draw_chains(graph, dataset, queries.all(), config.graph, config.train_seed)
+    del graph  # not needed for writing, and as large as the events
     counts = _count_dataset(dataset, training, config.data) | dict(queries.counts) | {
         "chain_coverage": {split: _coverage(queries.by_split[split], chains, config.graph.chains) for split in SPLITS},
         "repeated_chains": sum(len(found) - len(set(found)) for found in chains.values()),
     }
-    plain = as_plain(config)
-    where = ("path", "cache_dir")
+    for sampler, reason in queries.left_out.items():
+        progress.say(f"prepare: no candidates by {sampler}: {reason}")
     manifest = {
         "format": FORMAT,
         "dataset": dataset.name,
         "domain": dataset.domain,
         "rating_scale": list(dataset.rating_scale),
-        "config": {"data": {key: value for key, value in plain["data"].items() if key not in where},
-                   "graph": plain["graph"], "train_seed": config.train_seed},
+        "config": settings_of(config),
         "sources": dict(dataset.sources),
         "notes": dict(dataset.notes),
         "counts": counts,
+        "negatives_left_out": dict(queries.left_out),
     }
-    manifest = _write(folder, dataset, training, queries.all(), chains, manifest)
-    return Prepared(folder, dataset, training, queries.by_split, chains, counts, manifest)
+    with _timed(seconds, "write"):
+        manifest = _write(folder, dataset, training, queries, chains, manifest)
+    return Prepared(folder, dataset, training, queries.by_split, chains, counts, manifest, queries.candidates)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float] | None, phase: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    if seconds is not None:
+        seconds[phase] = time.perf_counter() - started
 
 
 def prepare_stage(work: Workspace) -> dict[str, Any]:
     """The ``prepare`` stage of a run: fills its folder and reports the counts."""
     prepared = prepare(work.config, work.run.folder("prepare"))
-    return {"counts": dict(prepared.counts), "queries": prepared.manifest["queries"],
-            "chains": prepared.manifest["chains"]}
+    return {name: prepared.manifest[name] for name in RECORDED}
 
 
 def _count_dataset(dataset: Dataset, training: NDArray[np.bool_], config: DataConfig) -> dict[str, Any]:
     events = dataset.interactions
+    density = len(events) / (len(dataset.users) * len(dataset.items))
     return {
         "users": len(dataset.users),
         "items": len(dataset.items),
         "interactions": len(events),
         "positives": int((events.rating > config.positive_above).sum()),
-        "density": round(len(events) / (len(dataset.users) * len(dataset.items)), 6),
+        "density": round(density, 6) if density > 1e-3 else float(f"{density:.3g}"),
         "training_edges": int(training.sum()),
         **dataset.notes,
     }
@@ -110,7 +128,7 @@ def _check_replaceable(folder: Path) -> None:
                          "choose another")
 
 
-def _write(folder: Path, dataset: Dataset, training: NDArray[np.bool_], queries: Sequence[Query],
+def _write(folder: Path, dataset: Dataset, training: NDArray[np.bool_], queries: Queries,
            chains: Mapping[str, tuple[Chain, ...]], manifest: dict[str, Any]) -> dict[str, Any]:
     """Write everything beside ``folder``, then put it in place; returns the manifest with the files' hashes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -118,11 +136,13 @@ def _write(folder: Path, dataset: Dataset, training: NDArray[np.bool_], queries:
         new = Path(scratch) / "new"
         new.mkdir()
         write_dataset(new, dataset, training)
-        names = {"queries": save_queries(new, queries, dataset),
+        names = {"queries": save_queries(new, queries.all(), dataset),
+                 "candidates": {sampler: save_candidates(new, sampler, lists, dataset)
+                                for sampler, lists in queries.candidates.items()},
                  "chains": write_lines(new, "chains", (
                      {"query_id": query.query_id, "user_id": dataset.users[query.user_idx].user_id,
                       "chains": [chain_row(chain, dataset) for chain in chains[query.query_id]]}
-                     for query in queries))}
+                     for query in queries.all()))}
         files = {path.name: sha256_of_member(path) for path in sorted(new.iterdir())}
         manifest = {**manifest, **names, "files": files}
         (new / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

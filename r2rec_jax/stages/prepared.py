@@ -1,17 +1,20 @@
 """A prepared folder, read back: what every system learns from and is measured on.
 
     manifest.json            configuration, counts, sha256 of the sources and of every file here
-    interactions.npz, users.jsonl, items.jsonl    the data set (see ``data/storage.py``)
-    queries-<hash>.jsonl     the tasks and their candidates, by raw id (from ``data.split_seed`` alone)
+    event_*.npy, users.parquet, items.parquet     the data set (see ``data/storage.py``)
+    queries-<hash>.jsonl     the tasks, by raw id (from ``data.split_seed`` alone)
+    candidates-<sampler>-<hash>.jsonl    their candidates, by raw id (from ``data.split_seed`` alone): of all queries
+                             for ``data.negatives``, of test and validation queries for the other samplers
     chains-<hash>.jsonl      the interaction chains of every query (from ``train_seed``)
+
+The folder is read back whole or not at all: a file that is missing, changed or none of these is refused by its name,
+and so is a folder that was prepared with other settings or from other sources than the reader expects.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,15 +22,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from r2rec_jax.config import DataConfig, GraphConfig
+from r2rec_jax.config import DataConfig, GraphConfig, TrainConfig
+from r2rec_jax.data.candidates import CandidateLists, ItemWeights, Negatives
 from r2rec_jax.data.interactions import Dataset
-from r2rec_jax.data.queries import SPLITS, Query, Split, load_queries, read_lines
-from r2rec_jax.data.splits import find_positives, item_edges, make_query
+from r2rec_jax.data.queries import (
+    EVALUATED,
+    SPLITS,
+    Query,
+    Split,
+    check_lists,
+    load_candidates,
+    load_queries,
+    read_lines,
+    with_lists,
+)
+from r2rec_jax.data.splits import item_edges, item_weights, make_query
 from r2rec_jax.data.storage import read_dataset
+from r2rec_jax.data.targets import Targets, find_positives, find_targets
 from r2rec_jax.graph.bipartite import Bipartite, build
 from r2rec_jax.graph.chains import Chain, sample_chains
+from r2rec_jax.stages.manifest import check_folder, check_recorded, check_settings
 
-FORMAT = 1
+_SHARED = ("data_config", "graph_config", "graph", "item_scores", "_targets", "_weights")
+"""Cached properties that do not depend on the candidates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +55,12 @@ class Prepared:
         folder: where it lies.
         dataset: users, items and all events.
         training: bool [E], which events are training edges.
-        queries: the frozen queries of every split, in file order.
+        queries: the frozen queries of every split, in file order, with the candidates of ``negatives``.
         chains: query_id -> its chains.
         counts: what was counted (see :func:`prepare`).
         manifest: the whole manifest.
+        candidates: sampler -> query_id -> candidates (see :class:`~r2rec_jax.data.splits.Queries`).
+        chosen: the sampler of test and validation queries where it is not that of the settings.
     """
 
     folder: Path
@@ -51,6 +70,32 @@ class Prepared:
     chains: Mapping[str, tuple[Chain, ...]]
     counts: Mapping[str, Any]
     manifest: Mapping[str, Any]
+    candidates: Mapping[Negatives, CandidateLists] = field(default_factory=dict)
+    chosen: Negatives | None = None
+
+    @property
+    def negatives(self) -> Negatives:
+        """The sampler whose lists test and validation queries have here."""
+        return self.chosen or self.data_config.negatives
+
+    def with_negatives(self, negatives: Negatives) -> Prepared:
+        """The same data with another sampler's lists for test and validation queries; training queries keep theirs.
+
+        Raises:
+            ValueError: no such lists were frozen (says why).
+        """
+        if negatives == self.negatives:
+            return self
+        if negatives not in self.candidates:
+            why = self.manifest.get("negatives_left_out", {}).get(negatives, "they were not prepared")
+            raise ValueError(f"negatives must be one of {', '.join(self.candidates)}, whose candidates lie in "
+                             f"{self.folder}; got {negatives!r}: {why}")
+        lists = self.candidates[negatives]
+        queries = {split: with_lists(self.queries[split], lists) if split in EVALUATED else self.queries[split]
+                   for split in SPLITS}
+        other = replace(self, queries=queries, chosen=negatives)
+        other.__dict__.update({name: self.__dict__[name] for name in _SHARED if name in self.__dict__})
+        return other
 
     @cached_property
     def data_config(self) -> DataConfig:
@@ -99,13 +144,29 @@ class Prepared:
                 return query
         if split not in ("test", "validation"):
             raise ValueError(f"split must be test or validation for a user without frozen queries; got {split!r}")
-        positives = find_positives(self.dataset, self.data_config)
-        if not positives.eligible[user_idx]:
-            have = int(np.diff(positives.offsets)[user_idx])
-            raise ValueError(f"a user needs at least {self.data_config.min_positives} ratings above "
-                             f"{self.data_config.positive_above:g}; user {user_id!r} has {have}; name another user")
-        row = int(positives.from_the_end(user_idx, 1 if split == "test" else 2))
-        return make_query(self.dataset, self.data_config, split, row, item_edges(self.dataset, self.training))
+        config = replace(self.data_config, negatives=self.negatives)
+        targets = self._targets.test if split == "test" else self._targets.validation
+        row = targets[self.dataset.interactions.user_idx[targets] == user_idx]
+        if not len(row):
+            raise ValueError(self._why_not(user_idx, split))
+        return make_query(self.dataset, config, split, int(row[0]), self._weights)
+
+    @cached_property
+    def _targets(self) -> Targets:
+        return find_targets(self.dataset, self.data_config)
+
+    @cached_property
+    def _weights(self) -> ItemWeights:
+        return item_weights(self.dataset, self.training)
+
+    def _why_not(self, user_idx: int, split: Split) -> str:
+        config, user_id = self.data_config, self.dataset.users[user_idx].user_id
+        if config.split == "global-time":
+            return (f"a user needs a like behind the cut in time of the {split} queries, with at least "
+                    f"{config.min_history} likes before it; user {user_id!r} has none; name another user")
+        have = int(np.diff(find_positives(self.dataset, config).offsets)[user_idx])
+        return (f"a user needs at least {config.min_positives} ratings above {config.positive_above:g}; user "
+                f"{user_id!r} has {have}; name another user")
 
     def chains_of(self, query: Query) -> tuple[Chain, ...]:
         """The chains of a query, frozen or drawn now (the draw does not depend on other queries)."""
@@ -115,30 +176,37 @@ class Prepared:
                             self.manifest["config"]["train_seed"])[query.query_id]
 
     @classmethod
-    def load(cls, folder: Path | str) -> Prepared:
+    def load(cls, folder: Path | str, *, config: TrainConfig | None = None,
+             recorded: Mapping[str, Any] | None = None) -> Prepared:
         """Read a prepared folder back and check every file against the manifest.
 
+        Args:
+            folder: a folder of :func:`~r2rec_jax.stages.prepare.prepare`.
+            config: when given, the settings that the folder must have been prepared with.
+            recorded: when given, entries that the manifest must have (what the ``prepare`` stage reported).
+
         Raises:
-            ValueError: the folder is no prepared one, or a file is missing or was changed (named).
+            ValueError: the folder is no prepared one; a file is missing, was changed or does not belong there;
+                settings, sources or counts are others than expected (named).
         """
         folder = Path(folder)
-        path = folder / "manifest.json"
-        if not path.is_file():
-            raise ValueError(f"{folder} must hold a manifest.json; the file is missing; prepare the data first "
-                             "(python -m r2rec_jax.prepare)")
-        manifest = read_manifest(path)
-        for name, expected in manifest["files"].items():
-            found = sha256_of_member(folder / name)
-            if found != expected:
-                raise ValueError(f"the sha256 of {name} must be {expected[:16]}...; got {found[:16]}...: the file was "
-                                 f"changed; prepare the data again ({folder})")
+        manifest = check_folder(folder)
+        if config is not None:
+            check_settings(manifest, config, folder)
+        check_recorded(manifest, recorded or {}, folder)
         dataset, training = read_dataset(folder, manifest)
+        candidates: dict[Negatives, CandidateLists] = {
+            name: load_candidates(folder / file, dataset) for name, file in manifest["candidates"].items()}
+        configured = manifest["config"]["data"]["negatives"]
         queries: dict[Split, list[Query]] = {split: [] for split in SPLITS}
-        for query in load_queries(folder / manifest["queries"], dataset):
+        for query in load_queries(folder / manifest["queries"], dataset, candidates[configured]):
             queries[query.split].append(query)
+        evaluated = [query for split in EVALUATED for query in queries[split]]
+        for name in candidates.keys() - {configured}:
+            check_lists(evaluated, candidates[name], manifest["candidates"][name])
         chains = {row["query_id"]: tuple(_chain_from(row["user_id"], chain, dataset) for chain in row["chains"])
                   for row in read_lines(folder / manifest["chains"])}
-        return cls(folder, dataset, training, queries, chains, manifest["counts"], manifest)
+        return cls(folder, dataset, training, queries, chains, manifest["counts"], manifest, candidates)
 
 
 def draw_chains(graph: Bipartite, dataset: Dataset, queries: Sequence[Query], config: GraphConfig, seed: int,
@@ -158,31 +226,3 @@ def chain_row(chain: Chain, dataset: Dataset) -> list[Any]:
 def _chain_from(user_id: str, row: Sequence[Any], dataset: Dataset) -> Chain:
     return Chain(dataset.user_index(user_id), dataset.item_index(row[0]), dataset.user_index(row[1]),
                  dataset.item_index(row[2]), *map(float, row[3:]))
-
-
-def sha256_of_member(path: Path) -> str:
-    """Sha256 of a file of a prepared folder.
-
-    Raises:
-        ValueError: the file is missing.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path.name} must be in {path.parent}; the file is missing; prepare the data again")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder.
-
-    Raises:
-        ValueError: it is damaged, or of another format.
-    """
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(f"manifest.json must be JSON; {path} is not; prepare the data again") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise ValueError(f"the format of {path} must be {FORMAT}; got {found!r}; prepare the data again")
-    return manifest

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,19 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from r2rec_jax.config import DataConfig
-from r2rec_jax.data.candidates import draw_candidates, draw_uniform, draw_weighted
+from r2rec_jax.data.candidates import SAMPLERS, ItemWeights, draw_candidates, draw_uniform, draw_weighted
 from r2rec_jax.data.interactions import Dataset, Item, User, build_dataset
 from r2rec_jax.data.movielens import load_movielens
-from r2rec_jax.data.queries import load_queries, save_queries
-from r2rec_jax.data.splits import draw_queries, find_positives, item_edges, make_query, training_edges
+from r2rec_jax.data.queries import (
+    SPLITS,
+    load_candidates,
+    load_queries,
+    save_candidates,
+    save_queries,
+    split_name,
+    with_lists,
+)
+from r2rec_jax.data.splits import draw_queries, find_positives, item_weights, make_query, training_edges
 
 
 def draw_dataset(seed: int, n_users: int = 30, n_items: int = 60, share: float = 0.4, reverse: bool = False) -> Dataset:
@@ -120,7 +131,7 @@ def test_another_order_of_the_source_changes_nothing_but_seeds_do() -> None:
 def test_a_query_does_not_depend_on_the_others() -> None:
     dataset = draw_dataset(6)
     queries = draw_queries(dataset, config())
-    weights = item_edges(dataset, training_edges(dataset, config()))
+    weights = item_weights(dataset, training_edges(dataset, config()))
     query = queries.by_split["rl"][7]
     row = int(dataset.interactions.offsets[query.user_idx]) + query.place
     assert make_query(dataset, config(), "rl", row, weights) == query
@@ -141,21 +152,22 @@ def test_uniform_negatives_are_uniform(n_items: int) -> None:
 @pytest.mark.parametrize("rounds", [0, 32])
 def test_popularity_negatives_follow_the_weights(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("r2rec_jax.data.candidates._ROUNDS", rounds)  # 0: always from the explicit list
-    rng, weights = np.random.default_rng(0), np.array([4.0, 1, 0, 3, 9, 2])
+    rng, values = np.random.default_rng(0), np.array([4.0, 1, 0, 3, 9, 2])
+    weights = ItemWeights(values)
     excluded = np.array([4])
     first = np.zeros(6)
     for _ in range(4000):
         first[draw_weighted(rng, excluded, weights, 2)[0]] += 1
     assert first[2] == first[4] == 0
     kept = [0, 1, 3, 5]
-    assert chisquare(first[kept], weights[kept] / weights[kept].sum() * 4000).pvalue > 1e-3
+    assert chisquare(first[kept], values[kept] / values[kept].sum() * 4000).pvalue > 1e-3
     everything = draw_weighted(rng, excluded, weights, 5)
     assert sorted(everything) == [0, 1, 2, 3, 5] and everything[-1] == 2  # weight 0 only when nothing else is left
 
 
 def test_the_target_stands_anywhere_in_the_list() -> None:
     dataset = draw_dataset(7, n_users=4, n_items=300, share=0.3)
-    weights = np.ones(300)
+    weights = ItemWeights(np.ones(300))
     own = dataset.interactions.item_idx[dataset.interactions.rows(0)].tolist()
     places = []
     for target in own:
@@ -167,17 +179,99 @@ def test_the_target_stands_anywhere_in_the_list() -> None:
 
 def test_frozen_queries_come_back_and_changes_are_refused(tmp_path: Path) -> None:
     dataset = draw_dataset(8)
-    queries = draw_queries(dataset, config()).all()
+    drawn = draw_queries(dataset, config())
+    queries, lists = drawn.all(), drawn.candidates["uniform"]
     name = save_queries(tmp_path, queries, dataset)
-    assert load_queries(tmp_path / name, dataset) == queries
+    assert load_queries(tmp_path / name, dataset, lists) == queries
     assert save_queries(tmp_path, queries, dataset) == name
+    for sampler in SAMPLERS:
+        file = save_candidates(tmp_path, sampler, drawn.candidates[sampler], dataset)
+        assert load_candidates(tmp_path / file, dataset) == drawn.candidates[sampler]
+        assert file.startswith(f"candidates-{sampler}-")
     path = tmp_path / name
     path.write_bytes(path.read_bytes().replace(b'"place":', b'"place": ', 1))
     with pytest.raises(ValueError, match=f"sha256 of {name} must begin with"):
-        load_queries(path, dataset)
+        load_queries(path, dataset, lists)
     path.unlink()
     with pytest.raises(ValueError, match=f"{name} must be in"):
-        load_queries(path, dataset)
+        load_queries(path, dataset, lists)
+
+
+def test_lists_of_other_queries_are_refused(tmp_path: Path) -> None:
+    dataset = draw_dataset(8)
+    drawn = draw_queries(dataset, config())
+    queries, lists = drawn.all(), dict(drawn.candidates["uniform"])
+    path = tmp_path / save_queries(tmp_path, queries, dataset)
+    first, other = queries[0], queries[-1]
+    without_target = tuple(item for item in lists[first.query_id] if item != first.target)
+    for wrong, named in [
+        ({**lists, "test-u1-i999": (0, 1)}, "test-u1-i999"),
+        ({name: found for name, found in lists.items() if name != other.query_id}, other.query_id),
+        ({**lists, first.query_id: without_target}, first.query_id),
+    ]:
+        with pytest.raises(ValueError, match=f"breaks this for {named};"):
+            load_queries(path, dataset, wrong)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_every_sampler_has_the_lists_it_would_have_alone(seed: int) -> None:
+    dataset = draw_dataset(seed)
+    drawn = {sampler: draw_queries(dataset, config(negatives=sampler, split_seed=seed)) for sampler in SAMPLERS}
+    for configured, queries in drawn.items():
+        assert set(queries.candidates) == set(SAMPLERS) and not queries.left_out
+        assert set(queries.candidates[configured]) == {query.query_id for query in queries.all()}
+        for sampler in set(SAMPLERS) - {configured}:
+            for split in ("test", "validation"):
+                lists = queries.candidates[sampler]
+                assert with_lists(queries.by_split[split], lists) == drawn[sampler].by_split[split]
+            assert len(lists) == 14  # no list of a training query
+
+
+def test_a_sampler_that_the_data_cannot_serve_is_noted_or_refused() -> None:
+    likes = replace_ratings(draw_dataset(3), 5.0)
+    drawn = draw_queries(likes, config())
+    assert set(drawn.candidates) == {"uniform", "popularity"}
+    assert "disliked needs ratings at or below 3; toy has none" in drawn.left_out["disliked"]
+    with pytest.raises(ValueError, match="disliked needs ratings at or below 3"):
+        draw_queries(likes, config(negatives="disliked"))
+
+
+def replace_ratings(dataset: Dataset, rating: float) -> Dataset:
+    events = dataset.interactions
+    return replace(dataset, interactions=replace(events, rating=np.full_like(events.rating, rating)))
+
+
+def test_the_running_sum_is_taken_once() -> None:
+    weights = ItemWeights(np.arange(50.0))
+    first = weights.cumulative
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        draw_weighted(rng, np.array([1]), weights, 4)
+    assert weights.cumulative is first
+
+
+def test_split_names() -> None:
+    named = [[split_name(rule, split) for split in SPLITS] for rule in ("last-positive", "global-time")]
+    assert named == [["last-positive", "last-positive-but-one", "training (sft)", "training (rl)"],
+                     ["global-time", "global-time (validation)", "training (sft)", "training (rl)"]]
+
+
+FROZEN = {
+    ("uniform", 0): "7f5d76f10ffa8468", ("uniform", 1): "e883bfb1b04ed95e", ("uniform", 2): "e437a8e0d9543b27",
+    ("popularity", 0): "2f15ea3e5483f6ea", ("disliked", 0): "bc8d831c2996f388",
+}
+"""First digits of the sha256 of what was drawn when the protocol was fixed: (sampler, split_seed) -> digits."""
+
+
+def test_draws_on_100k_never_change(ml100k_dir: Path) -> None:
+    for (sampler, seed), expected in FROZEN.items():
+        dataset = load_movielens("ml-100k", ml100k_dir, seed)
+        users, items = (table.ids.to_pylist() for table in (dataset.users, dataset.items))
+        rows = [[query.query_id, query.split, users[query.user_idx], items[query.target], query.place,
+                 [items[item] for item in query.candidates]]
+                for query in draw_queries(dataset, DataConfig(split_seed=seed, negatives=sampler)).all()]
+        assert hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] == expected, (sampler, seed)
 
 
 def test_real_100k_counts(ml100k_dir: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_changed_or_missing_file_is_named(source: Path, tmp_path: Path) -> Non
             Prepared.load(folder)
         (folder / name).write_bytes(raw)
     (folder / "manifest.json").write_text('{"format": 0}')
-    with pytest.raises(ValueError, match=r"format of .* must be 1; got 0"):
+    with pytest.raises(ValueError, match=r"format of .* must be 2; got 0"):
         Prepared.load(folder)
     with pytest.raises(ValueError, match=r"must hold a manifest\.json"):
         Prepared.load(tmp_path)

@@ -1,0 +1,277 @@
+"""Tables as files: CSV, JSON Lines and Parquet, plain or compressed, opened strictly by DuckDB.
+
+Nothing is guessed: the header (or the schema) must have the columns that are asked for, text is UTF-8, every row has
+every column, and every complaint is one line with the file and the row. The kind follows from the file's name. An empty
+field is a missing value.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, Literal, cast
+
+import duckdb
+import pyarrow as pa
+
+from r2rec_jax.data.rows import row_error, shown
+
+Kind = Literal["csv", "jsonl", "parquet"]
+
+KINDS: dict[str, Kind] = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
+                          ".json": "jsonl", ".parquet": "parquet"}
+_COMPRESSED = (".gz", ".zst")
+_DELIMITERS = (",", "\t", ";", "|")
+_LINE = re.compile(r"\bline:? (\d+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A file that DuckDB can scan.
+
+    Attributes:
+        path: where it lies.
+        kind: how it is read.
+        scan: the table function, as SQL.
+        types: column -> DuckDB's type, of the columns that were asked for and exist. All of CSV and JSON Lines is
+            VARCHAR, lists and objects of JSON as their text.
+    """
+
+    path: Path
+    kind: Kind
+    scan: str
+    types: dict[str, str]
+
+    def text(self, column: str) -> str:
+        """SQL of a column as VARCHAR."""
+        name = identifier(column)
+        return name if self.types[column] == "VARCHAR" else f"CAST({name} AS VARCHAR)"
+
+    def number(self, column: str) -> str:
+        """SQL of a column as DOUBLE, NULL where it is no number."""
+        name = identifier(column)
+        if self.types[column] != "VARCHAR":
+            return f"TRY_CAST({name} AS DOUBLE)"
+        return f"CASE WHEN contains({name}, '_') THEN NULL ELSE TRY_CAST({name} AS DOUBLE) END"
+
+    def texts(self, column: str, separator: str) -> str:
+        """SQL of a column as VARCHAR[]: a list as it is, a text cut at ``separator``."""
+        name = identifier(column)
+        if self.types[column].endswith("[]"):
+            return f"CAST({name} AS VARCHAR[])"
+        split = f"string_split({self.text(column)}, {literal(separator)})"
+        if self.kind != "jsonl":
+            return split
+        return (f"CASE WHEN starts_with({name}, '[') THEN coalesce(TRY_CAST(TRY_CAST({name} AS JSON) AS VARCHAR[]), "
+                f"{split}) ELSE {split} END")
+
+    def json(self, column: str) -> str:
+        """SQL of a column as JSON: text that holds JSON, or a map or struct; NULL where it is neither."""
+        name = identifier(column)
+        return f"TRY_CAST({name} AS JSON)" if self.types[column] in ("VARCHAR", "JSON") else f"to_json({name})"
+
+
+def literal(text: str) -> str:
+    """A text as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """A column's name in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def kind_of(path: Path) -> Kind | None:
+    """How a file of this name is read; None where no reader fits."""
+    name = path.name.lower()
+    for suffix in _COMPRESSED:
+        name = name.removesuffix(suffix)
+    return KINDS.get(Path(name).suffix)
+
+
+def stem_of(path: Path) -> str:
+    """``Books`` for ``Books.csv.gz``."""
+    name = path.name
+    for suffix in (*_COMPRESSED, *KINDS):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+    return name
+
+
+def open_table(connection: duckdb.DuckDBPyConnection, path: Path, required: Sequence[str],
+               optional: Sequence[str] = (), *, delimiter: str | None = None) -> TableFile:
+    """Open a file for scanning.
+
+    Args:
+        connection: of :func:`r2rec_jax.data.duck.connect`.
+        path: the file.
+        required: columns that must be there.
+        optional: columns that are used when they are there.
+        delimiter: of CSV; None takes the one of comma, tab, semicolon and bar that shows the required columns.
+
+    Raises:
+        ValueError: the file is missing, empty, of no known kind, or lacks a column.
+    """
+    kind = kind_of(path)
+    if not path.is_file():
+        raise ValueError(f"{path.name} must be in {path.parent}; the file is missing; copy it there or correct "
+                         "the name")
+    if kind is None:
+        raise ValueError(f"{path.name} must be .csv, .tsv, .jsonl or .parquet, or one of these with .gz or .zst; "
+                         f"got {path}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path.name} must hold at least one row; got an empty file (0 bytes); get it again ({path})")
+    source = literal(str(_plain_path(connection, path)))
+    with reading(path):
+        if kind == "parquet":
+            scan = f"read_parquet({source}, hive_partitioning = false)"
+            schema = connection.sql(f"SELECT * FROM {scan} LIMIT 0")
+            found = dict(zip(schema.columns, map(str, schema.types), strict=True))
+            types = {column: found[column] for column in (*required, *optional) if column in found}
+        elif kind == "jsonl":
+            found = dict.fromkeys(_first_object(path), "VARCHAR")
+            types = dict.fromkeys((*required, *optional), "VARCHAR")
+            scan = (f"read_json({source}, format = 'newline_delimited', hive_partitioning = false, "
+                    f"columns = {_struct(types)})")
+        else:
+            separator, names = _header(path, required, delimiter)
+            found = dict.fromkeys(names, "VARCHAR")
+            types = {column: "VARCHAR" for column in (*required, *optional) if column in found}
+            scan = (f"read_csv({source}, auto_detect = false, header = true, delim = {literal(separator)}, "
+                    f"quote = '\"', escape = '\"', strict_mode = true, hive_partitioning = false, "
+                    f"columns = {_struct(found)})")
+    missing = [column for column in required if column not in found]
+    if missing:
+        raise ValueError(f"{path.name} must have the columns {', '.join(required)}; missing {', '.join(missing)} among "
+                         f"{', '.join(map(shown, islice(found, 20)))}; name the columns in the configuration ({path})")
+    return TableFile(path, kind, scan, types)
+
+
+def value_at(connection: duckdb.DuckDBPyConnection, file: TableFile, column: str, row: int) -> str | None:
+    """The text of one value, by 1-based row."""
+    found = connection.execute(f"SELECT value FROM (SELECT {file.text(column)} AS value, row_number() OVER () AS place "
+                               f"FROM {file.scan}) WHERE place = {row}").fetchall()
+    return found[0][0] if found else None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what DuckDB says about a file into one line with the file and, where it is known, the line."""
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise ValueError(f"data.memory_gb must be larger to read {path.name}; DuckDB says {_first_line(error)}; raise "
+                         "it, or lower data.threads") from None
+    except (duckdb.Error, UnicodeDecodeError, OSError, EOFError) as error:
+        text = str(error)
+        found = _LINE.search(text)
+        if found and "JSON" in text:
+            line, problem = _bad_json(path, int(found[1]), _first_line(error))
+            raise row_error(path, line, problem) from None
+        if found:
+            raise row_error(path, int(found[1]), _csv_problem(text)) from None
+        raise ValueError(f"{path.name} must be a whole {kind_of(path)} file in UTF-8; got {_first_line(error)}; get "
+                         f"the file again ({path})") from None
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """The uncompressed bytes of a file."""
+    if path.name.lower().endswith(".gz"):
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if path.name.lower().endswith(".zst"):
+        return io.BufferedReader(cast(io.RawIOBase, pa.input_stream(str(path), compression="zstd")))
+    return path.open("rb")
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split("\n")[0].split())[:300]
+
+
+def _struct(types: dict[str, str]) -> str:
+    return "{" + ", ".join(f"{literal(name)}: '{kind}'" for name, kind in types.items()) + "}"
+
+
+def _plain_path(connection: duckdb.DuckDBPyConnection, path: Path) -> Path:
+    """An absolute path that DuckDB cannot take for a pattern: where it looks like one, a link to it."""
+    absolute = path.expanduser().absolute()
+    if not set(str(absolute)) & set("*?[]{}"):
+        return absolute
+    folder = Path(connection.execute("SELECT current_setting('temp_directory')").fetchall()[0][0]).parent
+    link = folder / f"input-{len(list(folder.glob('input-*')))}{''.join(_suffixes(path))}"
+    link.symlink_to(absolute)
+    return link
+
+
+def _suffixes(path: Path) -> list[str]:
+    return [suffix for suffix in path.suffixes[-2:] if suffix.lower() in (*KINDS, *_COMPRESSED)]
+
+
+def _first_object(path: Path) -> list[str]:
+    """The keys of the first row of JSON Lines."""
+    with open_bytes(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                problem = _json_problem(line)
+                if problem:
+                    raise row_error(path, number, problem)
+                return list(json.loads(line))
+    raise ValueError(f"{path.name} must hold at least one row; got blank lines only; get the file again ({path})")
+
+
+def _json_problem(line: bytes) -> str | None:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return f"the text must be UTF-8; got byte 0x{line[error.start]:02x}"
+    except ValueError as error:
+        return f"a row must be a JSON object; got {shown(line.decode('utf-8', 'replace').strip())} ({error})"
+    return None if isinstance(row, dict) else f"a row must be a JSON object; got {shown(line.decode().strip())}"
+
+
+def _bad_json(path: Path, near: int, reason: str) -> tuple[int, str]:
+    """The line of a broken row and what is wrong with it; DuckDB's own count can be off by one or two."""
+    with open_bytes(path) as file:
+        for number, line in enumerate(islice(file, near + 1), 1):
+            problem = _json_problem(line) if number >= near - 2 and line.strip() else None
+            if problem:
+                return number, problem
+    return near, reason
+
+
+def _header(path: Path, required: Sequence[str], delimiter: str | None) -> tuple[str, list[str]]:
+    """(delimiter, column names) of a CSV file."""
+    with open_bytes(path) as file:
+        line = file.readline()
+    try:
+        text = line.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise row_error(path, 1, f"the text must be UTF-8; got byte 0x{line[error.start]:02x}") from None
+    if not text.strip():
+        raise row_error(path, 1, f"the header must name the columns; got {shown(text)}")
+    tried = {mark: [name.strip() for name in next(csv.reader([text], delimiter=mark))]
+             for mark in ((delimiter,) if delimiter else _DELIMITERS)}
+    fitting = [mark for mark, names in tried.items() if set(required) <= set(names)]
+    chosen = fitting[0] if fitting else max(tried, key=lambda mark: len(tried[mark]))
+    names = tried[chosen]
+    again = {name for name in names if names.count(name) > 1}
+    if again or "" in names:
+        raise row_error(path, 1, f"every column must have a name of its own; got {shown(text)}")
+    return chosen, names
+
+
+def _csv_problem(text: str) -> str:
+    """What DuckDB holds against a line of CSV, without its advice."""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    original = next((line.partition(":")[2].strip() for line in lines if line.startswith("Original Line")), "")
+    if "unicode" in text or "utf-8" in text:
+        return f"the text must be UTF-8; got {shown(original)}"
+    reason = next((line for line in lines[1:] if not line.startswith("Original Line")), lines[0])
+    return f"a row must have the columns of the header; got {shown(original)} ({reason})"
