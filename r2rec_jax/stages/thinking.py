@@ -2,7 +2,8 @@
 
 Under ``<run>/thoughts``:
 
-    thoughts.jsonl    the store: every thought that was written, keyed by content
+    thoughts.jsonl    the store: every thought that was written, keyed by content (a chat server's lie elsewhere, see
+                      ``stages/endpoint.py``)
     tokenizer/        the run's tokenizer as an HF folder (trained here for the ``tiny`` backbone)
     sft.jsonl         the examples as text: chain -> (thought, rating), and ranking prompt -> (thoughts, ranking)
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,7 @@ from r2rec_jax.prompts.answer import parse_completion
 from r2rec_jax.prompts.ranking import render_ranking
 from r2rec_jax.prompts.thought import render_thought, render_thought_completion
 from r2rec_jax.prompts.views import ChainView
+from r2rec_jax.sampling.endpoint import Stopped
 from r2rec_jax.stages.rendering import (
     ChainThoughts,
     RenderedQuery,
@@ -34,7 +37,7 @@ from r2rec_jax.stages.rendering import (
     render_queries,
 )
 from r2rec_jax.stages.workspace import Workspace
-from r2rec_jax.thoughts.store import ThoughtStore, collect
+from r2rec_jax.thoughts.store import ThoughtStore, collect, thought_key
 from r2rec_jax.thoughts.target import RankingTarget, write_ranking_target
 from r2rec_jax.thoughts.teacher import Teacher, Thought, pick
 from r2rec_jax.tokens.bpe import train_tokenizer
@@ -70,20 +73,49 @@ def make_teacher(work: Workspace) -> Teacher:
         from r2rec_jax.thoughts.template import TemplateTeacher
 
         return TemplateTeacher(domain)
+    if c.thoughts.teacher == "endpoint":
+        from r2rec_jax.stages.endpoint import make_remote_teacher
+
+        return make_remote_teacher(work, domain)
     from r2rec_jax.stages.local_teacher import make_local_teacher
 
     return make_local_teacher(work, domain)
 
 
+@contextmanager
+def _store_folder(work: Workspace) -> Iterator[Path]:
+    """The folder of the store, made and held where several runs may share it."""
+    if work.config.thoughts.teacher == "endpoint":
+        from r2rec_jax.stages.endpoint import locked_folder, store_folder
+
+        with locked_folder(store_folder(work)) as folder:
+            yield folder
+    else:
+        folder = work.run.folder("thoughts")
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+
+
 def write_thoughts(work: Workspace, queries: Sequence[Query]) -> Written:
-    """The thoughts on all chains of ``queries``, out of the run's store or written now."""
+    """The thoughts on all chains of ``queries``, out of the store or written now.
+
+    Raises:
+        RuntimeError: a chat server had to be left before the end; what it wrote is in the store.
+    """
     chains = list(dict.fromkeys(c for query in queries for c in distinct_chains(work.prepared, query)))
-    work.run.folder("thoughts").mkdir(parents=True, exist_ok=True)
-    store = ThoughtStore(work.run.folder("thoughts") / "thoughts.jsonl")
-    teacher = make_teacher(work)
-    with bar("thoughts", len(chains), "chains") as progress:
-        thoughts = collect(teacher, store, chains, [str(work.config.train_seed)] * len(chains),
-                           on_progress=progress.advance)
+    keys = [str(work.config.train_seed)] * len(chains)
+    with _store_folder(work) as folder:
+        store = ThoughtStore(folder / "thoughts.jsonl")
+        teacher = make_teacher(work)
+        figures = getattr(teacher, "figures", dict)
+        with bar("thoughts", len(chains), "chains") as progress:
+            try:
+                thoughts = collect(teacher, store, chains, keys,
+                                   on_progress=lambda count: progress.advance(count, **figures()))
+            except Stopped as stop:
+                kept = sum(thought_key(c, teacher, k) in store for c, k in zip(chains, keys, strict=True))
+                raise Stopped(f"{stop}; {kept} of {len(chains)} thoughts are kept in {store.path}; run the same "
+                              "command again to go on") from None
     rejected = getattr(teacher, "rejected", None)
     if rejected:
         say("thoughts rejected: " + "; ".join(f"{count} x {reason}" for reason, count in rejected.items()))
@@ -129,7 +161,7 @@ def thoughts_stage(work: Workspace) -> dict[str, Any]:
     result = {
         "teacher": c.thoughts.teacher, "thoughts": sum(t is not None for t in written.values()),
         "given_up": sum(t is None for t in written.values()), "examples": dict(Counter(e.kind for e in examples)),
-        **count_dropped(rendered), "tokens": lengths,
+        **_costs(work), **count_dropped(rendered), "tokens": lengths,
         "ranking_statements": [e.statements for e in examples if e.kind == "ranking"],
         "tokenizer": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size,
     }
@@ -137,6 +169,15 @@ def thoughts_stage(work: Workspace) -> dict[str, Any]:
         f"{result['shortened_prompts']} prompts lost {result['dropped_chains']} chains to the limit; "
         f"tokens {lengths}")
     return result
+
+
+def _costs(work: Workspace) -> dict[str, Any]:
+    """What the teacher cost, where it cost anything."""
+    if work.config.thoughts.teacher != "endpoint":
+        return {}
+    from r2rec_jax.stages.endpoint import spent
+
+    return {"endpoint": spent(work)}
 
 
 def ranking_examples(work: Workspace, rendered: Sequence[RenderedQuery], written: Written) -> list[TextExample]:

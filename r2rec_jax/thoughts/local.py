@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from r2rec_jax.prompts.answer import parse_rating, split_completion
 from r2rec_jax.prompts.thought import teacher_prompt
 from r2rec_jax.prompts.views import ChainView
-from r2rec_jax.thoughts.teacher import Thought
+from r2rec_jax.thoughts.teacher import BatchTeacher, Thought
 from r2rec_jax.thoughts.validate import problems
 
 Generate = Callable[[list[str], list[str]], list[str]]
@@ -37,7 +37,7 @@ def read_thought(text: str, *, opened_think: bool, teacher: str = "local") -> Th
     return Thought(statements, rating, teacher)
 
 
-class LocalTeacher:
+class LocalTeacher(BatchTeacher):
     """Asks a model, validates, asks again.
 
     Args:
@@ -83,11 +83,11 @@ class LocalTeacher:
             found = problems(thought, chain)
             if not found:
                 return thought
-            reason = _class_of(found[0])
+            reason = class_of(found[0])
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
         return None
 
 
-def _class_of(problem: str) -> str:
+def class_of(problem: str) -> str:
     """A problem without its numbers and quotations, so that equal kinds are counted together."""
     return re.sub(r"\s+", " ", re.sub(r"'[^']*'|\"[^\"]*\"|[0-9]+", "", problem)).strip(" :;,")

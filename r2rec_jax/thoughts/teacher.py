@@ -6,7 +6,7 @@ A teacher sees the whole chain, closing rating included, and has to reason as if
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -38,12 +38,64 @@ class Thought:
         return self.brief or self.statements[-1]
 
 
+@dataclass(frozen=True)
+class Task:
+    """A chain to think about.
+
+    Attributes:
+        name: the key that the thought will be stored under.
+        chain: the chain.
+        key: seeds the randomness.
+        tried: attempts at it that were rejected before this start.
+    """
+
+    name: str
+    chain: ChainView
+    key: str
+    tried: int = 0
+
+
+@dataclass(frozen=True)
+class Written:
+    """A validated thought on the task of a row; None where the teacher gave up for good."""
+
+    row: int
+    thought: Thought | None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An attempt that the validator did not pass; kept beside the thoughts.
+
+    Attributes:
+        row: of the task.
+        attempt: 0-based number of the attempt.
+        reason: why.
+        text: what the teacher answered.
+    """
+
+    row: int
+    attempt: int
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """The task of a row has no attempts left; a later start that allows more of them goes on with it."""
+
+    row: int
+
+
+Outcome = Written | Rejected | GivenUp
+
+
 class Teacher(Protocol):
     """Writes thoughts. ``name`` goes into the thought, ``version`` into the key it is stored under."""
 
     @property
     def name(self) -> str:
-        """Short name: ``template``, ``local``."""
+        """Short name: ``template``, ``local``, ``endpoint``."""
         ...
 
     @property
@@ -51,12 +103,36 @@ class Teacher(Protocol):
         """Everything that changes what it writes: wording, model, sampling settings."""
         ...
 
-    def write_many(self, chains: Sequence[ChainView], keys: Sequence[str]) -> list[Thought | None]:
-        """A validated thought for each chain, None where the teacher gave up. ``keys`` seed the randomness."""
+    def write_each(self, tasks: Sequence[Task]) -> Generator[list[Outcome], None, None]:
+        """Outcomes in blocks, as they come and in any order; a block may be empty.
+
+        What is in a block is stored before the next one is asked for. Every task ends in one :class:`Written` or
+        :class:`GivenUp`, unless the teacher has to stop.
+
+        Raises:
+            RuntimeError: the teacher has to stop before the end; what was handed over counts.
+        """
         ...
 
 
-def write(teacher: Teacher, chain: ChainView, key: str) -> Thought:
+class BatchTeacher:
+    """A teacher that writes many thoughts with one call; its blocks are batches in the order of the tasks."""
+
+    block = 256
+
+    def write_many(self, chains: Sequence[ChainView], keys: Sequence[str]) -> list[Thought | None]:
+        """A validated thought for each chain, None where the teacher gave up. ``keys`` seed the randomness."""
+        raise NotImplementedError
+
+    def write_each(self, tasks: Sequence[Task]) -> Generator[list[Outcome], None, None]:
+        """As :class:`Teacher` says."""
+        for start in range(0, len(tasks), self.block):
+            part = tasks[start:start + self.block]
+            thoughts = self.write_many([task.chain for task in part], [task.key for task in part])
+            yield [Written(start + i, thought) for i, thought in enumerate(thoughts)]
+
+
+def write(teacher: BatchTeacher, chain: ChainView, key: str) -> Thought:
     """One thought.
 
     Raises:
@@ -64,8 +140,8 @@ def write(teacher: Teacher, chain: ChainView, key: str) -> Thought:
     """
     thought = teacher.write_many([chain], [key])[0]
     if thought is None:
-        raise ValueError(f"teacher {teacher.name!r} must write a valid thought for every chain asked for singly; "
-                         "got none; raise thoughts.attempts or use thoughts.teacher: template")
+        raise ValueError("a teacher must write a valid thought for every chain asked for singly; got none; raise "
+                         "thoughts.attempts or use thoughts.teacher: template")
     return thought
 
 

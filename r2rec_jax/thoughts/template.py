@@ -14,7 +14,7 @@ from r2rec_jax.data.interactions import Item
 from r2rec_jax.prompts.templates import TEMPLATE_VERSION, Wording, wording
 from r2rec_jax.prompts.verbalize import TARGET, genre_texts, neighbour_name, rating_words, shares_genre, title_text
 from r2rec_jax.prompts.views import ChainView
-from r2rec_jax.thoughts.teacher import Thought, end_once, join_words, pick
+from r2rec_jax.thoughts.teacher import BatchTeacher, Thought, end_once, join_words, pick
 
 _STEPS = {1: "one point", 2: "two points", 3: "three points", 4: "four points"}
 
@@ -210,7 +210,7 @@ def _brief_tail(chain: ChainView) -> str:
     return ""
 
 
-class TemplateTeacher:
+class TemplateTeacher(BatchTeacher):
     """Deterministic, offline, and never wrong about its facts.
 
     Args:

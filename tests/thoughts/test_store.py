@@ -24,7 +24,7 @@ class Counting(TemplateTeacher):
 
     def __init__(self) -> None:
         super().__init__("movies")
-        self.written = 0
+        self.written, self.block = 0, 2
 
     def write_many(self, chains: Sequence[ChainView], keys: Sequence[str]) -> list[Thought | None]:
         self.written += len(chains)
@@ -35,7 +35,7 @@ class Counting(TemplateTeacher):
 def test_nothing_is_written_twice(tmp_path: Path) -> None:
     teacher, path = Counting(), tmp_path / "thoughts.jsonl"
     done: list[int] = []
-    first = collect(teacher, ThoughtStore(path), [*CHAINS, CHAINS[0]], [*KEYS, "k"], batch=2, on_progress=done.append)
+    first = collect(teacher, ThoughtStore(path), [*CHAINS, CHAINS[0]], [*KEYS, "k"], on_progress=done.append)
     assert teacher.written == 5 and sum(done) == 6 and first[4] is None and first[0] == first[5]
     data = path.read_bytes()
     again = collect(teacher, ThoughtStore(path), CHAINS, KEYS)
