@@ -1,7 +1,10 @@
 """``python -m r2rec_jax.evaluate``: one checkpoint of a run on its frozen queries.
 
     python -m r2rec_jax.evaluate --run runs/quickstart --checkpoint sft
+    python -m r2rec_jax.evaluate --run runs/quickstart --checkpoint sft --negatives popularity
     python -m r2rec_jax.evaluate --run runs/quickstart --checkpoint grpo --users 50 --temperature 0 --json out.json
+    python -m r2rec_jax.evaluate --endpoint URL --model NAME --run runs/quickstart   # a hosted model
+    python -m r2rec_jax.evaluate --compare runs/quickstart runs/baselines/ml-1m      # systems side by side
 """
 
 from __future__ import annotations
@@ -15,16 +18,28 @@ from r2rec_jax.stages.cli import make_parser, parse, run_entry, write_json
 
 DESCRIPTION = """Evaluate a checkpoint of a finished or partly finished run: HitRatio, NDCG and the rates of valid,
 truncated and order-copying answers, over the frozen queries of the run. Goes on where an interrupted evaluation
-stopped. Settings not given are those of the run."""
+stopped. Settings not given are those of the run. With --endpoint URL a hosted model is evaluated instead (see
+--endpoint --help); with --compare DIR_A DIR_B ... evaluated runs and baselines are compared (see --compare --help)."""
 
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, evaluate, print the table."""
+    named = {argument.split("=")[0] for argument in (sys.argv[1:] if argv is None else argv)}
+    if "--endpoint" in named:
+        from r2rec_jax.stages.hosted import run as run_hosted
+
+        return run_hosted(argv)
+    if "--compare" in named:
+        from r2rec_jax.stages.compare import run as run_compare
+
+        return run_compare(argv)
     parser = make_parser("r2rec_jax.evaluate", DESCRIPTION)
     parser.add_argument("--run", type=str, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--checkpoint", type=Literal["base", "sft", "grpo"], required=True, help="whose adapter")
     parser.add_argument("--split", type=Literal["test", "validation", "sft", "rl"] | None, default=None,
                         help="which frozen queries")
+    parser.add_argument("--negatives", type=Literal["uniform", "popularity", "disliked"] | None, default=None,
+                        help="whose candidate lists; the run's own when not given")
     parser.add_argument("--users", type=int | None, default=None, help="how many of them, in file order")
     parser.add_argument("--temperature", type=float | None, default=None, help="0 is greedy")
     parser.add_argument("--top_p", type=float | None, default=None)
@@ -34,16 +49,19 @@ def run(argv: Sequence[str] | None = None) -> None:
     given = parse(parser, argv)
 
     from r2rec_jax.evaluation.tables import print_table
-    from r2rec_jax.stages.evaluation import evaluate_run
+    from r2rec_jax.reporting.terminal import print_breakdowns
+    from r2rec_jax.stages.evaluation import evaluate_run, lists_name
     from r2rec_jax.stages.run import RunFolder
     from r2rec_jax.stages.workspace import Workspace
 
     work = Workspace(RunFolder.existing(given.run))
-    names = ("split", "users", "temperature", "top_p", "max_new_tokens", "batch_size")
+    names = ("split", "negatives", "users", "temperature", "top_p", "max_new_tokens", "batch_size")
     config = replace(work.config.evaluate, **{n: given[n] for n in names if given[n] is not None})
     with work.run.locked():
-        result = evaluate_run(work, config, [given.checkpoint], f"results-{config.split}-{given.checkpoint}.json")
+        result = evaluate_run(work, config, [given.checkpoint],
+                              f"results-{lists_name(work, config)}-{given.checkpoint}.json")
     print_table(result["rows"], result["what"])
+    print_breakdowns(result["rows"])
     write_json(given.json, result)
 
 

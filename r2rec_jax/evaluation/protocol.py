@@ -12,7 +12,7 @@ stopped, and returns the same predictions.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ import numpy as np
 
 from r2rec_jax import progress
 from r2rec_jax.evaluation.predictions import Prediction, PredictionLog
-from r2rec_jax.evaluation.ranking import hit_ratio, mrr, ndcg, rank_of_target
+from r2rec_jax.evaluation.ranking import hit_ratio, rank_of_target
+from r2rec_jax.evaluation.ranks import from_predictions
+from r2rec_jax.evaluation.summary import summarize_ranks
 from r2rec_jax.prompts.answer import AnswerForm, parse_completion
 
 
@@ -146,8 +148,9 @@ def judge(
 
 def summarize(
     predictions: Sequence[Prediction], *, dataset: str, negatives: str, split: str, seed: int,
+    target_edges: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """One row of a result table: the mean over all users, invalid answers counted as misses.
+    """One row of a result table: :func:`~r2rec_jax.evaluation.summary.summarize_ranks`, and what only answers have.
 
     Args:
         predictions: of one system, one a user.
@@ -155,6 +158,7 @@ def summarize(
         negatives: how the other candidates were drawn.
         split: which interactions are targets: ``last-positive`` for the test queries.
         seed: the run's training seed.
+        target_edges: raw item id -> training edges of every target, for the breakdown by popularity.
 
     Raises:
         ValueError: no predictions, or predictions of more than one system.
@@ -162,17 +166,14 @@ def summarize(
     systems = sorted({p.system for p in predictions})
     if len(systems) != 1:
         raise ValueError(f"a row must summarise the predictions of one system; got {systems}")
-    ranks = [p.rank for p in predictions]
 
     def mean(name: str) -> float:
         return float(np.mean([getattr(p, name) for p in predictions]))
 
-    return {
-        "system": systems[0], "dataset": dataset, "negatives": negatives, "split": split, "seed": seed,
-        "users": len(predictions),
-        **{f"hr@{k}": hit_ratio(ranks, k) for k in (1, 3, 5, 10)},
-        **{f"ndcg@{k}": ndcg(ranks, k) for k in (3, 10)},
-        "mrr": mrr(ranks), "valid_rate": mean("valid"), "truncation_rate": mean("truncated"),
+    row = summarize_ranks(from_predictions(predictions, target_edges), system=systems[0], dataset=dataset,
+                          negatives=negatives, split=split, seed=seed)
+    return row | {
+        "truncation_rate": mean("truncated"),
         "order_copying_rate": mean("copied_order"), "duplicates_per_answer": mean("duplicates"),
         "outside_per_answer": mean("outside"), "statements_per_answer": mean("statements"),
         "tokens_per_answer": mean("tokens"), "seconds_per_user": mean("seconds"),

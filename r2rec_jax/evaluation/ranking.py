@@ -92,6 +92,55 @@ def rank_from_scores(scores: ArrayLike, target: ArrayLike) -> NDArray[np.float64
     return (values >= own).sum(axis=-1).astype(np.float64)
 
 
+def rank_in_catalogue(
+    scores: NDArray[np.floating], targets: ArrayLike, seen_offsets: ArrayLike, seen_items: ArrayLike,
+) -> NDArray[np.float64]:
+    """1-based ranks of the targets among all items but those of the visible history; ties count against the model.
+
+        rank_q = |{ i : scores[q, i] >= scores[q, t_q] }| - |{ i in seen_q, i != t_q : scores[q, i] >= scores[q, t_q] }|
+
+    The target itself always stays in the list. An item that is seen twice is left out once.
+
+    Args:
+        scores: [Q, I], higher is better.
+        targets: [Q] item indices.
+        seen_offsets: [Q+1], seen_items: [N]; query q has seen ``seen_items[seen_offsets[q]:seen_offsets[q+1]]``.
+
+    Returns:
+        Ranks [Q], as floats.
+
+    Raises:
+        ValueError: the shapes disagree, an index lies outside, or a score is NaN.
+
+    Example:
+        Items 0..3 score 4, 3, 2, 1, the target is item 2 and item 0 is seen: only item 1 stands before it.
+
+        >>> rank_in_catalogue(np.array([[4.0, 3.0, 2.0, 1.0]]), [2], [0, 1], [0]).tolist()
+        [2.0]
+    """
+    wanted, offsets, items = (np.asarray(values, dtype=np.int64) for values in (targets, seen_offsets, seen_items))
+    n_items = scores.shape[1] if scores.ndim == 2 else 0
+    if scores.ndim != 2 or wanted.shape != scores.shape[:1] or offsets.shape != (len(scores) + 1,):
+        raise ValueError(f"scores must be [Q, I] with Q targets and Q + 1 offsets; got shapes {scores.shape}, "
+                         f"{wanted.shape} and {offsets.shape}")
+    if (offsets[0], offsets[-1]) != (0, len(items)) or (np.diff(offsets) < 0).any():
+        raise ValueError(f"seen_offsets must rise from 0 to the {len(items)} seen items; got {offsets[0]} to "
+                         f"{offsets[-1]}")
+    for name, index in (("targets", wanted), ("seen_items", items)):
+        if index.size and not (index.min() >= 0 and index.max() < n_items):
+            raise ValueError(f"{name} must be item indices in 0..{n_items - 1}; got {index.min()}..{index.max()}")
+    rows = np.repeat(np.arange(len(scores)), np.diff(offsets))
+    seen = np.unique(rows * n_items + items)
+    rows, items = seen // max(1, n_items), seen % max(1, n_items)
+    others = items != wanted[rows]
+    rows, items = rows[others], items[others]
+    if np.isnan(scores).any():
+        raise ValueError(f"scores must be numbers; got {int(np.isnan(scores).sum())} NaN (the model has diverged)")
+    own = np.take_along_axis(scores, wanted[:, None], axis=1)
+    ahead = scores[rows, items] >= own[rows, 0]
+    return (scores >= own).sum(axis=1).astype(np.float64) - np.bincount(rows[ahead], minlength=len(scores))
+
+
 def hit_values(ranks: ArrayLike, k: int) -> NDArray[np.float64]:
     """Per-user hits: 1 where the rank is at most ``k``, else 0."""
     return (_checked(ranks, k) <= k).astype(np.float64)

@@ -22,7 +22,8 @@ import r2rec_jax
 
 Row = Mapping[str, Any]
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "grain", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "grain", "numpy",
+            "scipy", "duckdb", "pyarrow")
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("system", "system", ""), ("hr@1", "HitRatio@1", ".3f"), ("hr@3", "HitRatio@3", ".3f"),

@@ -136,11 +136,16 @@ def _plot(rows: Sequence[Row], panels: Sequence[Panel], path: Path, title: str) 
         raise ValueError(f"{path.name} needs rows with one of [{', '.join(wanted)}]; got {len(rows)} rows without any")
     columns = min(3, len(drawn))
     lines = math.ceil(len(drawn) / columns)
-    figure = _figure(4.4 * columns, 3.1 * lines + 0.3 * bool(title))
+    figure = make_figure(4.4 * columns, 3.1 * lines + 0.3 * bool(title))
     for place, (panel, steps, values) in enumerate(drawn, start=1):
         _draw(figure.add_subplot(lines, columns, place), panel, steps, values)
     if title:
         figure.suptitle(title, fontsize=11)
+    return save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp.png")
     figure.savefig(temporary, dpi=DPI)
@@ -148,8 +153,9 @@ def _plot(rows: Sequence[Row], panels: Sequence[Panel], path: Path, title: str) 
     return path
 
 
-def _figure(width: float, height: float) -> Figure:
-    """A figure on the Agg canvas: no display, and no state of pyplot's that could leak between plots."""
+def make_figure(width: float, height: float) -> Figure:
+    """A figure, its size in inches, on the Agg canvas: no display, and no state of pyplot's that could leak between
+    plots."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -72,6 +72,20 @@ def test_other_settings_are_refused(finished, data, capsys):
     assert "sft.lr" in refused(capsys, arguments(data, finished, "--sft.lr=0.5"))
 
 
+def test_a_run_can_be_compared(finished, tmp_path, capsys):
+    from r2rec_jax.evaluate import main as evaluate
+    from r2rec_jax.evaluation.predictions import read_predictions
+    from r2rec_jax.evaluation.ranks import read_ranks
+
+    out = tmp_path / "out.json"
+    assert evaluate(["--compare", str(finished), "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["system"] for row in rows] == ["pretrained", "sft", "sft+grpo"]
+    ranks = {r.query_id: r.rank for r in read_ranks(finished / "evaluate/ranks-test-uniform-sft.jsonl")}
+    assert ranks == {p.query_id: p.rank for p in read_predictions(finished / "evaluate/predictions-test-sft.jsonl")}
+    assert all(row["by_popularity"][0]["edges"][0] >= 0 for row in rows)
+
+
 def test_evaluate_entry(finished, tmp_path, capsys):
     from r2rec_jax.evaluate import main as evaluate
 
@@ -81,6 +95,26 @@ def test_evaluate_entry(finished, tmp_path, capsys):
     assert (row["system"], row["users"]) == ("sft", 2) and "HitRatio@1" in capsys.readouterr().out
     assert "frozen test queries" in refused(
         capsys, ["--run", str(finished), "--checkpoint", "sft", "--users", "999"], evaluate)
+
+
+def test_evaluate_entry_with_other_negatives(finished, tmp_path, capsys):
+    from r2rec_jax.evaluate import main as evaluate
+
+    own, others = tmp_path / "own.json", tmp_path / "others.json"
+    argv = ["--run", str(finished), "--checkpoint", "sft", "--users", "2"]
+    assert evaluate([*argv, "--negatives", "uniform", "--json", str(own)]) == 0
+    assert evaluate([*argv, "--negatives", "popularity", "--json", str(others)]) == 0
+    rows = [json.loads(path.read_text())["rows"][0] for path in (own, others)]
+    assert [(row["negatives"], row["split"]) for row in rows] == [
+        ("uniform", "last-positive"), ("popularity", "last-positive")]
+    assert (finished / "evaluate" / "results-test-popularity-sft.json").exists()
+    lines = [{p["query_id"]: p for p in map(json.loads, (finished / "evaluate" / name).read_text().splitlines())}
+             for name in ("predictions-test-sft.jsonl", "predictions-test-popularity-sft.jsonl")]
+    for query_id, answer in lines[1].items():
+        assert answer["target"] == lines[0][query_id]["target"]
+        assert set(answer["candidates"]) != set(lines[0][query_id]["candidates"])
+    assert "evaluate.negatives must be null for training queries" in refused(
+        capsys, [*argv, "--split", "sft", "--negatives", "popularity"], evaluate)
 
 
 def test_recommend_entry(finished, tmp_path, capsys):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from r2rec_jax.evaluation.predictions import Prediction
 from r2rec_jax.evaluation.ranking import MISS, ndcg_values
-from r2rec_jax.evaluation.significance import compare, paired_bootstrap
+from r2rec_jax.evaluation.significance import bootstrap_columns, compare, holm, paired_bootstrap, wilcoxon_p
 
 
 def test_interval_and_p_agree_with_the_normal_approximation():
@@ -91,3 +91,74 @@ def test_compare_refuses_other_queries_or_candidates():
         compare(a, [a[0], make(1, 2, ("x", "z"))])
     with pytest.raises(ValueError, match="same candidates"):
         compare(a, [a[0], replace(a[1], target="y")])
+
+
+def test_users_are_resampled_whole():
+    # Three seeds that repeat the same users carry no more evidence than one: the interval stays that of the users.
+    rng = np.random.default_rng(2)
+    a, b = (rng.random((2, 200)) < [[0.5], [0.4]]).astype(float)
+    users = [str(n) for n in range(200)]
+    once = paired_bootstrap(a, b, users=users)
+    thrice = paired_bootstrap(np.tile(a, 3), np.tile(b, 3), users=users * 3)
+    assert thrice == once
+    careless = paired_bootstrap(np.tile(a, 3), np.tile(b, 3))
+    assert careless.high - careless.low < 0.7 * (once.high - once.low)
+    assert once == paired_bootstrap(a, b)
+
+
+def test_users_with_more_pairs_weigh_more():
+    got = paired_bootstrap([1.0, 1, 1, 0], [0.0, 0, 0, 1], users=["u", "u", "u", "v"], draws=4000)
+    assert (got.difference, got.users) == (0.5, 2)
+    # A draw of two users out of two: (u, u), (v, v) or one of each.
+    assert (got.low, got.high) == (-1, 1)
+
+
+def test_columns_are_what_each_alone_would_give():
+    differences = np.random.default_rng(3).integers(-1, 2, (50, 3)).astype(float)
+    users = [str(n % 20) for n in range(50)]
+    together = bootstrap_columns(differences, users=users, draws=700)
+    for column, got in enumerate(together):
+        alone = paired_bootstrap(differences[:, column], np.zeros(50), users=users, draws=700)
+        assert (got.p, got.users) == (alone.p, 20)
+        assert (got.difference, got.low, got.high) == pytest.approx((alone.difference, alone.low, alone.high))
+
+
+def test_every_value_has_its_user():
+    with pytest.raises(ValueError, match="every value must have its user"):
+        paired_bootstrap([1.0, 0.0], [0.0, 0.0], users=["u"])
+
+
+def test_wilcoxon_of_a_worked_example():
+    # Wilcoxon's table: n = 6 without ties, all positive: W- = 0, two-sided p = 2 / 2^6.
+    assert wilcoxon_p([1.0, 2, 3, 4, 5, 6], [0.0] * 6) == pytest.approx(2 / 64)
+    # Signed ranks -1, +2, -3, +4, +5: W- = 4; of 32 sign patterns 7 have W <= 4.
+    assert wilcoxon_p([0.0, 2, 0, 4, 5], [1.0, 0, 3, 0, 0]) == pytest.approx(2 * 7 / 32)
+
+
+def test_wilcoxon_takes_a_user_once():
+    rng = np.random.default_rng(4)
+    a, b = rng.random((2, 30))
+    users = [str(n) for n in range(30)]
+    assert wilcoxon_p(np.tile(a, 3), np.tile(b, 3), users=users * 3) == pytest.approx(wilcoxon_p(a, b))
+    assert wilcoxon_p(np.tile(a, 3), np.tile(b, 3)) < wilcoxon_p(a, b)
+    assert wilcoxon_p(a, a) == 1
+
+
+def test_on_hits_wilcoxon_is_nearly_a_sign_test():
+    from scipy.stats import binomtest
+    a, b = np.array([1.0] * 60 + [0.0] * 40 + [1.0] * 300), np.array([0.0] * 60 + [1.0] * 40 + [1.0] * 300)
+    assert wilcoxon_p(a, b) == pytest.approx(binomtest(60, 100).pvalue, abs=0.015)
+
+
+def test_holm_of_a_worked_example():
+    # 4 tests: .01 * 4, .013 * 3, .03 * 2, .04 * 1, never falling.
+    assert holm([0.04, 0.01, 0.03, 0.013]) == pytest.approx([0.06, 0.04, 0.06, 0.04])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_lies_between_raw_and_bonferroni(values):
+    corrected = holm(values)
+    assert all(p - 1e-12 <= c <= min(1, p * len(values)) + 1e-12 for p, c in zip(values, corrected, strict=True))
+    order = np.argsort(values, kind="stable")
+    assert (np.diff(np.array(corrected)[order]) >= 0).all()

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from r2rec_jax.config import DataConfig, EvaluateConfig, PromptConfig, SftConfig, TrainConfig, as_plain
+from r2rec_jax.evaluate import main as evaluate
+from r2rec_jax.evaluation.ranks import RankRecord, write_ranks
+from r2rec_jax.evaluation.summary import summarize_ranks
+from r2rec_jax.files import write_json
+from r2rec_jax.stages.compare import compare_folders, find_runs
+
+
+def records(system: str, seed: int, skill: float, users: int = 40, full: bool = False, lists: str = "uniform"
+            ) -> list[RankRecord]:
+    rng = np.random.default_rng([seed, len(system)])
+    ranks = np.where(rng.random(users) < skill, 1, 1 + rng.integers(1, 20, users))
+    return [RankRecord(system, f"test-{n}", f"u{n}", f"i{n}", n % 20, float(rank), True, f"{lists}-{seed}-{n}", n,
+                       float(10 * rank) if full else None) for n, rank in enumerate(ranks.tolist())]
+
+
+def write_baseline(folder: Path, system: str, seed: int, skill: float, negatives=("uniform",), **settings) -> Path:
+    rows = []
+    for name in negatives:
+        own = records(system, seed, skill, full=True, lists=name)
+        write_ranks(folder / f"ranks-test-{name}.jsonl", own)
+        rows.append(summarize_ranks(own, system=system, dataset="ml-100k", negatives=name, split="last-positive",
+                                    seed=seed))
+    write_json(folder / "result.json", {"rows": rows, "settings": settings})
+    return folder
+
+
+def write_run(folder: Path, skills: dict[str, float], *, lists: str = "uniform", **changes) -> Path:
+    config = replace(TrainConfig(run_dir=str(folder), data=DataConfig(sft_queries=9)), **changes)
+    write_json(folder / "run.json", {"config": as_plain(config)})
+    for system, skill in skills.items():
+        write_ranks(folder / "evaluate" / f"ranks-test-uniform-{system}.jsonl",
+                    records(system, config.data.split_seed, skill, lists=lists))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path) -> list[str]:
+    for seed in (0, 1):
+        for system, skill in (("popularity", 0.1), ("sasrec", 0.8)):
+            write_baseline(tmp_path / "base" / f"seed-{seed}" / system, system, seed, skill, ("uniform", "popularity"))
+    write_run(tmp_path / "run", {"base": 0.05, "sft+grpo": 0.5})
+    return [str(tmp_path / "run"), str(tmp_path / "base")]
+
+
+def test_runs_and_baselines_stand_in_one_block(folders):
+    reports = compare_folders(folders)
+    assert [(r.dataset, r.negatives, r.split) for r in reports] == [
+        ("ml-100k", "uniform", "last-positive"), ("ml-100k", "popularity", "last-positive")]
+    uniform, popularity = reports
+    assert [(row["system"], row["seed"]) for row in uniform.rows] == [
+        ("popularity", [0, 1]), ("sasrec", [0, 1]), ("base", [0]), ("sft+grpo", [0])]
+    assert [row["system"] for row in popularity.rows] == ["popularity", "sasrec"]
+    assert ["full_hr@10" in row for row in uniform.rows] == [True, True, False, False]
+    assert {(t.a, t.b): t.split_seeds for t in uniform.tests}[("sasrec", "sft+grpo")] == (0,)
+    assert {(t.a, t.b): t.split_seeds for t in uniform.tests}[("popularity", "sasrec")] == (0, 1)
+
+
+def test_a_folder_given_twice_counts_once(folders):
+    assert len(find_runs(folders)) == len(find_runs([*folders, folders[0], folders[1] + "/seed-0"])) == 10
+
+
+def test_other_settings_are_other_systems_and_seeds_are_not(tmp_path):
+    write_run(tmp_path / "a", {"base": 0.1, "sft": 0.5})
+    write_run(tmp_path / "b", {"base": 0.1, "sft": 0.5}, train_seed=1, evaluate=EvaluateConfig(users=7))
+    write_run(tmp_path / "c", {"base": 0.1, "sft": 0.4}, train_seed=2, sft=SftConfig(lr=1e-3))
+    (report,) = compare_folders([str(tmp_path)])
+    assert [(row["system"], row["seed"]) for row in report.rows] == [
+        ("base", [0, 1, 2]), ("sft [a]", [0, 1]), ("sft [c]", [2])]
+    write_run(tmp_path / "d", {"base": 0.2}, prompts=PromptConfig(chains=False))
+    (report,) = compare_folders([str(tmp_path / "a"), str(tmp_path / "d")])
+    assert [(row["system"], row["prompt"]) for row in report.rows] == [
+        ("base [a]", None), ("base [d]", "no chains"), ("sft", None)]
+
+
+def test_baselines_of_other_settings_are_told_apart(tmp_path):
+    write_baseline(tmp_path / "x" / "ease", "ease", 0, 0.5, l2=500.0)
+    write_baseline(tmp_path / "y" / "ease", "ease", 0, 0.4, l2=10.0)
+    (report,) = compare_folders([str(tmp_path)])
+    assert [row["system"] for row in report.rows] == ["ease [x/ease]", "ease [y/ease]"]
+
+
+def test_rows_of_validation_queries_are_no_test_results(tmp_path):
+    folder = write_baseline(tmp_path / "o4", "o4-mini", 0, 0.5)
+    result = json.loads((folder / "result.json").read_text())
+    result["rows"].append({**result["rows"][0], "split": "last-positive-but-one"})
+    write_json(folder / "result.json", result)
+    assert len(find_runs([str(folder)])) == 1
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path, folders):
+    with pytest.raises(ValueError, match="is no folder"):
+        find_runs([str(tmp_path / "nowhere")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty must be or hold a run"):
+        find_runs([str(tmp_path / "empty")])
+    write_run(tmp_path / "unevaluated", {})
+    with pytest.raises(ValueError, match="evaluate it first"):
+        find_runs([str(tmp_path / "unevaluated")])
+    write_run(tmp_path / "other", {"sft": 0.5}, lists="other")
+    with pytest.raises(ValueError, match=r"popularity \(.*seed-0/popularity\) and sft \(.*other\) have other ones"):
+        compare_folders([*folders, str(tmp_path / "other")])
+    with pytest.raises(ValueError, match="--negatives must be a sampler"):
+        compare_folders(folders, negatives="disliked")
+
+
+def test_a_parent_skips_what_was_never_evaluated(tmp_path, folders, capsys):
+    write_run(tmp_path / "unevaluated", {})
+    assert len(find_runs([str(tmp_path)])) == 10
+    assert "unevaluated is left out" in capsys.readouterr().err
+
+
+def test_the_entry_prints_and_writes(tmp_path, folders, capsys):
+    out = tmp_path / "out"
+    assert evaluate(["--compare", *folders, "--negatives", "uniform", f"--markdown={out / 'table.md'}",
+                     f"--plot={out / 'plots' / 'b.png'}", "--json", str(out / "c.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "MovieLens (ml-1m), the paper's" in printed and "sft+grpo" in printed
+    text = (out / "table.md").read_text()
+    assert "](plots/b.png)" in text and (out / "plots" / "b.png").stat().st_size > 10_000
+    result = json.loads((out / "c.json").read_text())
+    assert [row["system"] for row in result["rows"]] == ["popularity", "sasrec", "base", "sft+grpo"]
+    assert len(result["tests"]) == 6 * 4 and {"p", "p_holm", "wilcoxon", "wilcoxon_holm"} <= result["tests"][0].keys()
+    assert sum(sum(row["breaks_the_law"]) for row in result["paper"]) == 13
+    assert {"commit", "hardware", "config_sha256"} <= result.keys()
+
+
+def test_the_entry_refuses_in_one_line(folders, capsys):
+    assert evaluate(["--compare", folders[0] + "x"]) == 2
+    assert evaluate(["--compare", folders[0], "--checkpoint", "sft"]) == 2
+    assert evaluate(["--compare"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+
+
+def test_help_is_found_where_it_is_said_to_be(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(["--compare", "--help"])
+    assert not stopped.value.code and "--common_users" in capsys.readouterr().out
+
+
+def test_the_same_input_gives_the_same_numbers(folders):
+    assert compare_folders(folders) == compare_folders(folders[::-1])
