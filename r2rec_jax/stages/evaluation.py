@@ -1,7 +1,9 @@
 """The evaluate stage: every policy of the run on the same frozen queries, by the protocol of ``evaluation``.
 
-    <run>/evaluate/predictions-<split>-<system>.jsonl    one line a user: prompt, raw output, parsed ranking, target
-    <run>/evaluate/results-<split>.json                  the rows, with commit, settings, seeds, hardware
+    <run>/evaluate/predictions-<lists>-<system>.jsonl    one line a user: prompt, raw output, parsed ranking, target
+    <run>/evaluate/results-<lists>.json                  the rows, with commit, settings, seeds, hardware
+
+``<lists>`` is the split, followed by the sampler of the negatives where it is not that of ``data.negatives``.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ from typing import Any
 import jax
 
 from r2rec_jax.config import EvaluateConfig, TrainConfig, as_plain, fingerprint
-from r2rec_jax.data.queries import Query
+from r2rec_jax.data.candidates import Negatives
+from r2rec_jax.data.queries import Query, split_name
+from r2rec_jax.data.splits import item_edges
 from r2rec_jax.evaluation.generation import policy_generate
-from r2rec_jax.evaluation.predictions import Prediction
+from r2rec_jax.evaluation.predictions import Prediction, read_predictions
 from r2rec_jax.evaluation.protocol import EvaluationQuery, Generate, evaluate_system, summarize
+from r2rec_jax.evaluation.ranks import from_predictions, write_ranks
 from r2rec_jax.evaluation.significance import compare
 from r2rec_jax.evaluation.tables import result_file
 from r2rec_jax.files import write_json
@@ -30,10 +35,6 @@ from r2rec_jax.training.state import stream_key
 CHECKPOINTS = {"base": "base", "sft": "sft", "sft+grpo": "grpo"}
 """System in the settings -> checkpoint of the run."""
 
-SPLITS = {"test": "last-positive", "validation": "last-positive-but-one", "sft": "training (sft)",
-          "rl": "training (rl)"}
-"""Name of a split in result rows."""
-
 
 def system_name(work: Workspace, checkpoint: str) -> str:
     """How tables call a checkpoint: an untrained ``tiny`` policy is ``pretrained``, GRPO without SFT is ``grpo``."""
@@ -44,13 +45,24 @@ def system_name(work: Workspace, checkpoint: str) -> str:
     return checkpoint
 
 
+def negatives_of(work: Workspace, config: EvaluateConfig) -> Negatives:
+    """The sampler whose candidate lists are evaluated."""
+    return config.negatives or work.config.data.negatives
+
+
+def lists_name(work: Workspace, config: EvaluateConfig) -> str:
+    """How files call the evaluated lists: ``test``, or ``test-popularity`` when that is not ``data.negatives``."""
+    negatives = negatives_of(work, config)
+    return config.split if negatives == work.config.data.negatives else f"{config.split}-{negatives}"
+
+
 def evaluation_queries(work: Workspace, config: EvaluateConfig) -> list[Query]:
-    """The frozen queries that are evaluated.
+    """The frozen queries that are evaluated, with the candidates of ``evaluate.negatives``.
 
     Raises:
-        ValueError: more users are asked for than were frozen.
+        ValueError: more users are asked for than were frozen, or lists that were not.
     """
-    queries = list(work.prepared.queries[config.split])
+    queries = list(work.prepared.with_negatives(negatives_of(work, config)).queries[config.split])
     if config.users is not None and config.users > len(queries):
         field = {"test": "eval_users", "validation": "validation_users"}.get(config.split, f"{config.split}_queries")
         raise ValueError(f"evaluate.users must be <= the {len(queries)} frozen {config.split} queries; got "
@@ -70,11 +82,12 @@ def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig
                         ) -> list[Prediction]:
     """Predictions of one checkpoint, resumed from what its file holds already."""
     system = system_name(work, checkpoint)
-    settings = {k: v for k, v in as_plain(config).items() if k not in ("systems", "users")}
+    settings = {k: v for k, v in as_plain(config).items() if k not in ("systems", "users")} | {
+        "negatives": negatives_of(work, config)}
     trained = "pretrain" if checkpoint == "base" else checkpoint
     source = fingerprint(work.backbone.sha256, checkpoint, stage_key(work.config, trained), settings,
                          jax.default_backend())
-    path = work.run.folder("evaluate") / f"predictions-{config.split}-{system}.jsonl"
+    path = work.run.folder("evaluate") / f"predictions-{lists_name(work, config)}-{system}.jsonl"
     return evaluate_system(system, queries, make_generate(work, checkpoint, config), path=path, source=source,
                            batch_size=config.batch_size, form=work.config.prompts.answer.form)
 
@@ -91,9 +104,13 @@ def evaluate_run(work: Workspace, config: EvaluateConfig, checkpoints: Sequence[
     asked = [r.for_evaluation(work.prepared) for r in rendered]
     predictions = {name: evaluate_checkpoint(work, name, config, asked) for name in checkpoints}
     c = work.config
-    rows = [summarize(mine, dataset=c.data.name, negatives=c.data.negatives, split=SPLITS[config.split],
-                      seed=c.train_seed) | {"split_seed": c.data.split_seed, "candidates": c.data.candidates}
+    edges = _target_edges(work, config)
+    rows = [summarize(mine, dataset=c.data.name, negatives=negatives_of(work, config), seed=c.train_seed,
+                      split=split_name(c.data.split, config.split), target_edges=edges)
+            | {"split_seed": c.data.split_seed, "candidates": c.data.candidates}
             for mine in predictions.values()]
+    for name in checkpoints:
+        _write_ranks(work, config, system_name(work, name))
     result = result_file(
         what(c), rows, fingerprint(as_plain(c)), note=c.note, prompts=count_dropped(rendered),
         settings=as_plain(config), significance=_compare(predictions), base_sha256=work.backbone.sha256,
@@ -106,13 +123,29 @@ def evaluate_stage(work: Workspace) -> dict[str, Any]:
     """Evaluate the configured systems."""
     config = work.config.evaluate
     return evaluate_run(work, config, [CHECKPOINTS[name] for name in config.systems],
-                        f"results-{config.split}.json")
+                        f"results-{lists_name(work, config)}.json")
 
 
 def what(config: TrainConfig) -> str:
     """One line that says what was measured."""
     return (f"{config.backbone.source} on {config.data.name}: {config.data.sft_queries} SFT queries x "
             f"{config.sft.epochs}, {config.data.rl_queries} RL queries")
+
+
+def _target_edges(work: Workspace, config: EvaluateConfig) -> dict[str, int]:
+    """Raw item id -> training edges of every target of the split."""
+    prepared = work.prepared
+    edges = item_edges(prepared.dataset, prepared.training)
+    return {prepared.dataset.items[query.target].item_id: int(edges[query.target])
+            for query in prepared.queries[config.split]}
+
+
+def _write_ranks(work: Workspace, config: EvaluateConfig, system: str) -> None:
+    """Where every target stood that the system's predictions file has an answer for, for ``evaluate --compare``."""
+    folder = work.run.folder("evaluate")
+    answered = read_predictions(folder / f"predictions-{lists_name(work, config)}-{system}.jsonl")
+    write_ranks(folder / f"ranks-{config.split}-{negatives_of(work, config)}-{system}.jsonl",
+                from_predictions(answered, _target_edges(work, config)))
 
 
 def _compare(predictions: dict[str, list[Prediction]]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from r2rec_jax.models.huggingface import save_merged
 from r2rec_jax.models.lora import init_lora
 from r2rec_jax.models.peft import save_adapter
 from r2rec_jax.progress import say
+from r2rec_jax.rewards.functions import Columns, add_functions, call_function, load_functions
 from r2rec_jax.rewards.steps import Band, resolve_band
 from r2rec_jax.rewards.total import compute
 from r2rec_jax.stages.corpus import pretraining_texts
@@ -98,18 +99,34 @@ def make_reward(work: Workspace, rendered: Sequence[RenderedQuery], band: Band) 
     """The reward of these queries as the training loop takes it: texts and ids in, arrays by name out."""
     c = work.config
     by_id = {r.query.query_id: r for r in rendered}
+    functions = load_functions(c.rewards.functions)
 
     def reward(texts: Sequence[str], example_ids: Sequence[str]) -> dict[str, np.ndarray]:
         asked = [by_id[name] for name in example_ids]
         batch = compute(texts, [r.target for r in asked], [r.labels for r in asked], c.rewards, band,
                         form=c.prompts.answer.form, opened_think=asked[0].chat.opened_think)
-        return {
+        parts = {
             "total": batch.total, "rank": batch.rank, "step": batch.step, "valid": batch.valid,
             "hit": batch.listed & (batch.rank_of_target == 1), "copied_order": batch.copied_order,
             "duplicates": batch.duplicates, "outside": batch.outside, "statements": batch.statements,
         }
+        if not functions:
+            return parts
+        columns = _columns(work, asked)
+        prompts = [r.text for r in asked]
+        values = {name: call_function(name, function, prompts, texts, columns) for name, function in functions.items()}
+        return add_functions(parts, c.rewards.functions, values)
 
     return reward
+
+
+def _columns(work: Workspace, asked: Sequence[RenderedQuery]) -> Columns:
+    """What reward functions are told of the queries, one entry a completion."""
+    users = work.prepared.dataset.users
+    return Columns(
+        example_ids=[r.query.query_id for r in asked], user_ids=[users[r.query.user_idx].user_id for r in asked],
+        candidates=[list(r.labels) for r in asked], targets=[r.labels[r.target] for r in asked],
+        target_numbers=[r.target + 1 for r in asked])
 
 
 def fresh_adapter(work: Workspace) -> nnx.State:

@@ -35,7 +35,9 @@ def run_stages(config: TrainConfig, stages: Sequence[str], *, overwrite: bool = 
         ValueError: settings, data or backbone do not fit (the reason names what); nothing half-written is left.
     """
     from r2rec_jax.evaluation.tables import provenance
+    from r2rec_jax.rewards.functions import load_functions
 
+    load_functions(config.rewards.functions)  # a wrong import path must not wait for the hours before GRPO
     started = time.monotonic()
     run = RunFolder.open(config, provenance=provenance(), overwrite=overwrite)
     with run.locked():

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from r2rec_jax.config import STAGES, TrainConfig, as_plain, fingerprint
+from r2rec_jax.config.data import WITHOUT_EFFECT as DATA_PLACES
+from r2rec_jax.config.endpoint import OPERATIONAL
 from r2rec_jax.files import read_json, write_json
 
 READS: dict[str, tuple[str, ...]] = {
@@ -55,8 +57,8 @@ def builds_on(config: TrainConfig, stage: str) -> tuple[str, ...]:
     return _BUILDS_ON[stage]
 
 
-WITHOUT_EFFECT = {"data": ("path", "cache_dir")}
-"""Settings that say where something lies, not what it is: they do not enter a key."""
+WITHOUT_EFFECT = {"data": DATA_PLACES, "thoughts": ("store",), "thoughts.endpoint": OPERATIONAL}
+"""Settings that say where something lies or how it is reached, not what it is: they do not enter a key."""
 
 FREE = ("evaluate", "export")
 
@@ -71,8 +73,11 @@ def read_settings(plain: dict[str, Any], stage: str) -> dict[str, Any]:
             continue
         skip = WITHOUT_EFFECT.get(section, ())
         for name, inner in value.items():
-            if name not in skip:
-                flat[f"{section}.{name}"] = inner
+            if name in skip or (section == "thoughts" and name == "endpoint" and value["teacher"] != "endpoint"):
+                continue
+            inner_skip = WITHOUT_EFFECT.get(f"{section}.{name}", ())
+            flat[f"{section}.{name}"] = ({k: v for k, v in inner.items() if k not in inner_skip}
+                                         if isinstance(inner, dict) else inner)
     return flat
 
 

@@ -37,6 +37,21 @@ def backbone_path(source: str, cache_dir: str) -> str | Path:
     return path if path.exists() else source
 
 
+def load_tokenizer(source: str, cache_dir: str) -> Tokenizer:
+    """A backbone's own tokenizer, from where the backbone lies.
+
+    Args:
+        source: as ``backbone.source``; also a ``tokenizer.model`` file.
+        cache_dir: ``data.cache_dir``.
+    """
+    from r2rec_jax.tokens.tokenizer import Tokenizer
+
+    path = backbone_path(source, cache_dir)
+    if isinstance(path, Path) and path.suffix == ".gguf":
+        return Tokenizer.from_gguf(path)
+    return Tokenizer.load(path)
+
+
 @dataclass
 class Workspace:
     """One run's shared objects.
@@ -62,8 +77,8 @@ class Workspace:
         """Data, queries and chains of the prepare stage."""
         from r2rec_jax.stages.prepared import Prepared
 
-        self.run.result("prepare")
-        return Prepared.load(self.run.folder("prepare"))
+        recorded = self.run.result("prepare")
+        return Prepared.load(self.run.folder("prepare"), config=self.config, recorded=recorded)
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -79,12 +94,7 @@ class Workspace:
 
     def source_tokenizer(self) -> Tokenizer:
         """The backbone's own tokenizer, from where the backbone lies."""
-        from r2rec_jax.tokens.tokenizer import Tokenizer
-
-        path = backbone_path(self.config.backbone.source, self.config.data.cache_dir)
-        if isinstance(path, Path) and path.suffix == ".gguf":
-            return Tokenizer.from_gguf(path)
-        return Tokenizer.load(path)
+        return load_tokenizer(self.config.backbone.source, self.config.data.cache_dir)
 
     @cached_property
     def backbone(self) -> Backbone:
