@@ -19,7 +19,8 @@ from r2rec_jax.stages.cli import make_parser, parse, run_entry, write_json
 DESCRIPTION = """Evaluate a checkpoint of a finished or partly finished run: HitRatio, NDCG and the rates of valid,
 truncated and order-copying answers, over the frozen queries of the run. Goes on where an interrupted evaluation
 stopped. Settings not given are those of the run. With --endpoint URL a hosted model is evaluated instead (see
---endpoint --help); with --compare DIR_A DIR_B ... evaluated runs and baselines are compared (see --compare --help)."""
+--endpoint URL --help); with --compare DIR_A DIR_B ... evaluated runs and baselines are compared (see --compare
+--help)."""
 
 
 def run(argv: Sequence[str] | None = None) -> None:

@@ -24,7 +24,8 @@ from r2rec_jax.thoughts.teacher import GivenUp, Rejected, Task, Teacher, Thought
 
 
 def _item_facts(item: Item) -> list:
-    return [item.item_id, item.title, item.year, list(item.genres)]
+    facts = [item.item_id, item.title, item.year, list(item.genres)]
+    return [*facts, [list(pair) for pair in item.details]] if item.details else facts
 
 
 def _user_facts(user: User) -> list:

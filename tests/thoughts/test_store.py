@@ -82,3 +82,10 @@ def test_the_key_is_the_content() -> None:
         thought_key(replace(chain, neighbour=User("12", (("age", "3"),))), teacher, "k"),
     ]
     assert len({base, *changed}) == 6
+
+
+def test_every_fact_of_an_item_enters_the_key() -> None:
+    chain, teacher = CHAINS[0], TemplateTeacher("movies")
+    named = replace(chain, item0=replace(chain.item0, details=(("author", "A. Writer"),)))
+    other = replace(chain, item0=replace(chain.item0, details=(("author", "B. Writer"),)))
+    assert len({thought_key(c, teacher, "k") for c in (chain, named, other)}) == 3
