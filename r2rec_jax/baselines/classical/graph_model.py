@@ -23,14 +23,13 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 
 from r2rec_jax.baselines.classical.pairs import Missing, Pairs, pair_batches, pair_loss, pair_norms
 from r2rec_jax.baselines.classical.propagation import Graph, Norm, build_graph, propagate, scales
+from r2rec_jax.baselines.classical.sequences import drop
+from r2rec_jax.baselines.classical.sparse import context_matrix, query_chunks
 from r2rec_jax.baselines.events import Contexts, Events
 from r2rec_jax.config.baselines import GraphModelConfig
-
-_CHUNK = 4096
 
 
 class Network(nnx.Module):
@@ -71,18 +70,9 @@ class Network(nnx.Module):
         rows = [jnp.concatenate([self.users[...], self.items[...]])]
         for layer in range(self.depth):
             drops = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, layer))
-            sent = drop(rows[-1], self.node_dropout, drops[0], whole_rows=True)
+            sent = rows[-1] * drop(jnp.ones((len(rows[-1]), 1)), self.node_dropout, drops[0])
             rows.append(self.update(layer, rows[-1], propagate(graph, sent, self.norm), drops[1]))
         return rows
-
-
-def drop(rows: Float[Array, "N D"], rate: float, key: jax.Array | None, *, whole_rows: bool = False,
-         ) -> Float[Array, "N D"]:
-    """Dropout of entries, or of whole rows, scaled so that the mean stays; nothing without a key."""
-    if key is None or rate == 0:
-        return rows
-    kept = jax.random.bernoulli(key, 1 - rate, (rows.shape[0], 1) if whole_rows else rows.shape)
-    return jnp.where(kept, rows / (1 - rate), 0.0)
 
 
 class GraphRecommender:
@@ -161,12 +151,11 @@ class GraphRecommender:
         place = np.where(inside, contexts.user_idx, self.events.n_users)
         known = degree[place] > 0
         scores = np.empty((len(contexts), self.events.n_items), np.float32)
-        for start in range(0, len(contexts), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for part in query_chunks(len(contexts), self.events.n_items):
             if known[part].all():
                 own = users[place[part]]
             else:
-                own = self._embed_unknown(params, layers, contexts.part(start, start + _CHUNK))
+                own = self._embed_unknown(params, layers, contexts.part(part.start, part.stop))
                 own[known[part]] = users[place[part][known[part]]]
             np.matmul(own, items.T, out=scores[part])
         return scores
@@ -176,10 +165,8 @@ class GraphRecommender:
         """Final rows [Q, E] of new users who have nothing but the history of their query."""
         network, n_users, degree = self._merge(params), self.events.n_users, self.constants.degree
         shown = contexts.liked_only() if self.config.events == "liked" else contexts
-        shown = shown.known(self.events.n_items)
-        history = csr_matrix((np.ones(len(shown.items), np.float32), shown.items, shown.offsets),
-                             (len(shown), self.events.n_items))
-        _, kept = scales(np.diff(shown.offsets).astype(np.float32), network.norm)
+        history = context_matrix(shown, self.events.n_items)
+        _, kept = scales(np.diff(history.indptr).astype(np.float32), network.norm)
         sent, _ = scales(degree[n_users:], network.norm)
         trained = (degree[:n_users] > 0)[:, None]
         mean = jnp.sum(layers[0][:n_users] * trained, axis=0) / jnp.maximum(jnp.sum(trained), 1)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from r2rec_jax.baselines.classical.graph_model import GraphRecommender, Network, drop
+from r2rec_jax.baselines.classical.graph_model import GraphRecommender, Network
+from r2rec_jax.baselines.classical.sequences import drop
 from r2rec_jax.config.baselines import NGCFConfig
 
 GLOROT = nnx.initializers.glorot_uniform(batch_axis=0)

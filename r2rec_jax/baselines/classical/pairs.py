@@ -28,6 +28,9 @@ from r2rec_jax.data.randomness import generator
 
 PairLoss = Literal["bpr", "sampled_softmax"]
 
+_LEFT_OUT = -1e30
+"""A logit without weight; finite, so that a row of nothing else has a finite gradient."""
+
 
 @flax.struct.dataclass
 class Pairs:
@@ -120,7 +123,7 @@ def pair_loss(users: Float[Array, "U D"], items: Float[Array, "I D"], batch: Pai
         others = jnp.einsum("bd,bnd->bn", user, negative)
         values = jnp.mean(jax.nn.softplus(others - liked[:, None]), axis=-1)
     else:
-        others = jnp.where(batch.negative[None, :] == batch.positive[:, None], -jnp.inf, user @ negative.T)
+        others = jnp.where(batch.negative[None, :] == batch.positive[:, None], _LEFT_OUT, user @ negative.T)
         values = jnp.logaddexp(liked, jax.nn.logsumexp(others, axis=-1)) - liked
     return _mean(values, batch)
 
