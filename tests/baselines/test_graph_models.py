@@ -26,10 +26,10 @@ from r2rec_jax.evaluation.ranking import ndcg, rank_from_scores
 from tests.baselines.conftest import make_contexts, make_events
 
 GRAPH_MODELS = ("lightgcn", "ngcf", "graphsage")
-U, I, D = 11, 7, 5
+USERS, ITEMS, D = 11, 7, 5
 
 
-def _random_events(seed: int, n_users: int = U, n_items: int = I, density: float = 0.4) -> Events:
+def _random_events(seed: int, n_users: int = USERS, n_items: int = ITEMS, density: float = 0.4) -> Events:
     """User 2 and item 3 have no event; of the others' events about a third are no likes."""
     rng = np.random.default_rng(seed)
     held = rng.random((n_users, n_items)) < density
@@ -66,14 +66,10 @@ def _arrays(params: Any) -> dict[str, np.ndarray]:
             for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
 
 
-def _unit(rows: Any) -> Any:
-    return rows / np.sqrt((rows**2).sum(-1, keepdims=True))
-
-
 def _dense_rows(name: str, p: dict[str, Any], events: Events) -> Any:
     """Final rows of all nodes by the papers' matrix forms; NumPy or jax.numpy, as the parameters are."""
-    rows, layers = jnp.concatenate([p["users"], p["items"]]), []
-    layers.append(rows)
+    rows = jnp.concatenate([p["users"], p["items"]])
+    layers = [rows]
     depth = {"lightgcn": 3, "ngcf": 3, "graphsage": 2}[name]
     adjacency = _normalised(events, "mean" if name == "graphsage" else "symmetric")
     for layer in range(depth):
@@ -131,11 +127,11 @@ def test_sums_and_their_gradient_are_those_of_the_dense_matrix(width: int) -> No
 def test_propagation_and_its_gradient_against_the_dense_matrix(norm: Any) -> None:
     events = _random_events(0)
     graph, dense = jax.tree.map(jnp.asarray, build_graph(events)), _normalised(events, norm)
-    rows, cotangent = np.random.default_rng(1).normal(size=(2, U + I, D)).astype(np.float32)
+    rows, cotangent = np.random.default_rng(1).normal(size=(2, USERS + ITEMS, D)).astype(np.float32)
     received, pull = jax.vjp(jax.jit(lambda x: propagate(graph, x, norm)), rows)
     np.testing.assert_allclose(received, dense @ rows, atol=1e-5)
     np.testing.assert_allclose(pull(cotangent)[0], dense.T @ cotangent, atol=1e-5)
-    assert not np.asarray(received)[[2, U + 3]].any(), "nodes without neighbours receive nothing"
+    assert not np.asarray(received)[[2, USERS + 3]].any(), "nodes without neighbours receive nothing"
 
 
 @pytest.mark.parametrize("name", GRAPH_MODELS)
@@ -147,7 +143,7 @@ def test_scores_are_those_of_the_dense_form(name: str) -> None:
     known = np.flatnonzero(np.diff(events.liked_only().offsets)).tolist()
     assert 2 not in known and len(known) > 5
     scores = model.score(params, make_contexts(known, [[1, 2]] * len(known)))
-    np.testing.assert_allclose(scores, rows[known] @ rows[U:].T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scores, rows[known] @ rows[USERS:].T, rtol=1e-4, atol=1e-5)
     assert scores.std(axis=0).max() > 0.01
 
 
@@ -163,8 +159,8 @@ def test_loss_and_gradient_are_those_of_the_dense_form(name: str, loss: Any) -> 
     def dense(p: Any) -> Any:
         arrays = {key: p[key][...] for key in p}
         rows = _dense_rows(name, arrays, events.liked_only())
-        user, liked = rows[batch.user], rows[U + batch.positive]
-        own, others = (user * liked).sum(-1), rows[U + batch.negative]
+        user, liked = rows[batch.user], rows[USERS + batch.positive]
+        own, others = (user * liked).sum(-1), rows[USERS + batch.negative]
         norms = (arrays["users"][batch.user] ** 2).sum(-1) + (arrays["items"][batch.positive] ** 2).sum(-1)
         if loss == "bpr":
             values = jnp.log1p(jnp.exp((user[:, None] * others).sum(-1) - own[:, None])).mean(-1)
@@ -198,9 +194,9 @@ def test_negatives_are_exactly_the_items_without_an_edge_each_as_likely(seed: in
 
     events = _random_events(seed, density=density)
     missing = Missing(events)
-    for user in range(U):
+    for user in range(USERS):
         held = set(events.items[events.user_idx == user].tolist())
-        others = sorted(set(range(I)) - held)
+        others = sorted(set(range(ITEMS)) - held)
         assert missing.count[user] == len(others)
         if others:
             drawn = missing.draw(np.array([user]), Grid(), 2 * len(others))  # type: ignore[arg-type]
@@ -208,8 +204,8 @@ def test_negatives_are_exactly_the_items_without_an_edge_each_as_likely(seed: in
 
 
 def test_batches_hold_every_liked_pair_once_and_no_negative_with_an_edge() -> None:
-    full = list(range(I))
-    events = make_events([[0, 1, 2], [4, 5], full, []], I, [[2], [], [], []])
+    full = list(range(ITEMS))
+    events = make_events([[0, 1, 2], [4, 5], full, []], ITEMS, [[2], [], [], []])
     likes, missing = events.liked_only(), Missing(events)
     batches = list(pair_batches(likes, missing, batch_size=3, negatives=4, loss="bpr", seed=0, epoch=0))
     seen = [(u, i) for b in batches for u, i, w in zip(b.user, b.positive, b.weight, strict=True) if w]
@@ -218,7 +214,7 @@ def test_batches_hold_every_liked_pair_once_and_no_negative_with_an_edge() -> No
     for batch in batches:
         for user, negatives in zip(batch.user, batch.negative, strict=True):
             assert not set(negatives.tolist()) & set(events.items[events.user_idx == user].tolist())
-    shared = list(pair_batches(likes, missing, batch_size=8, negatives=I, loss="sampled_softmax", seed=0, epoch=0))
+    shared = list(pair_batches(likes, missing, batch_size=8, negatives=ITEMS, loss="sampled_softmax", seed=0, epoch=0))
     assert sum(b.weight.sum() for b in shared) == len(likes)
     assert [len(b.user) for b in shared] == [6, 6] and shared[1].weight.sum() == 5
     assert all(b.negative.tolist() == full for b in shared)
@@ -227,7 +223,7 @@ def test_batches_hold_every_liked_pair_once_and_no_negative_with_an_edge() -> No
 @pytest.mark.parametrize("loss", ["bpr", "sampled_softmax"])
 def test_padding_has_no_part_in_a_loss(loss: Any) -> None:
     rng = np.random.default_rng(0)
-    users, items = rng.normal(size=(U, D)), rng.normal(size=(I, D))
+    users, items = rng.normal(size=(USERS, D)), rng.normal(size=(ITEMS, D))
     negative = np.array([[4, 5], [6, 0], [1, 2]]) if loss == "bpr" else np.array([4, 5])
     short = Pairs(np.array([0, 1]), np.array([2, 3]), negative[:2] if loss == "bpr" else negative, np.ones(2))
     padded = Pairs(np.array([0, 1, 7]), np.array([2, 3, 6]), negative, np.array([1.0, 1.0, 0.0]))
@@ -237,8 +233,7 @@ def test_padding_has_no_part_in_a_loss(loss: Any) -> None:
 
 def test_a_pair_whose_negatives_are_its_own_positive_costs_nothing() -> None:
     batch = Pairs(np.array([0]), np.array([1]), np.array([1, 1]), np.ones(1))
-    users, items = jnp.ones((1, D)), jnp.ones((2, D))
-    value, gradient = jax.value_and_grad(pair_loss)(users, items, batch, "sampled_softmax")
+    value, gradient = jax.value_and_grad(pair_loss)(jnp.ones((1, D)), jnp.ones((2, D)), batch, "sampled_softmax")
     assert float(value) == 0 and np.isfinite(gradient).all()
 
 
@@ -253,16 +248,17 @@ def test_a_stranger_is_embedded_from_the_shown_history() -> None:
         rows = _normalised(likes, "symmetric") @ rows
     rows = sum(layers, rows) / 4
     degree = _adjacency(likes).sum(1)
-    known = degree[:U] > 0
+    known = degree[:USERS] > 0
     start = p["users"][known].mean(0)
     history = [0, 5]
-    received = [sum(layer[U + item] / np.sqrt(2 * max(degree[U + item], 1)) for item in history) for layer in layers]
+    received = [sum(layer[USERS + item] / np.sqrt(2 * max(degree[USERS + item], 1)) for item in history)
+                for layer in layers]
     stranger = (start + sum(received)) / 4
-    scores = model.score(params, make_contexts([2, U + 4, 0, U + 9], [history, history, history, []]))
-    np.testing.assert_allclose(scores[0], rows[U:] @ stranger, rtol=1e-4, atol=1e-5)
+    scores = model.score(params, make_contexts([2, USERS + 4, 0, USERS + 9], [history, history, history, []]))
+    np.testing.assert_allclose(scores[0], rows[USERS:] @ stranger, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(scores[1], scores[0], rtol=1e-6)
-    np.testing.assert_allclose(scores[2], rows[U:] @ rows[0], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(scores[3], rows[U:] @ start / 4, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scores[2], rows[USERS:] @ rows[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scores[3], rows[USERS:] @ start / 4, rtol=1e-4, atol=1e-5)
 
 
 def test_only_likes_are_edges_unless_all_events_are_asked_for() -> None:
@@ -273,9 +269,8 @@ def test_only_likes_are_edges_unless_all_events_are_asked_for() -> None:
         pairs = sum(int(batch.weight.sum()) for batch in model.batches(seed=0, epoch=0))
         assert pairs == len(wanted)
     params = model.init(key=jax.random.key(0))
-    disliked = make_contexts([U], [[0, 1]])
-    disliked = replace(disliked, liked=np.zeros(2, bool))
-    empty = make_contexts([U], [[]])
+    disliked = replace(make_contexts([USERS], [[0, 1]]), liked=np.zeros(2, bool))
+    empty = make_contexts([USERS], [[]])
     assert not np.allclose(model.score(params, disliked), model.score(params, empty))
     liked_only = _model("lightgcn", events)
     np.testing.assert_array_equal(liked_only.score(params, disliked), liked_only.score(params, empty))
