@@ -9,7 +9,8 @@ the step.
     7/                  Orbax's files of step 7
     7.files.json        {file: [bytes, CRC-32]}: what is damaged is named before a reader of its format sees it
 
-A process killed between the two leaves a whole checkpoint without a list; it is read, and its arrays are checked.
+A process killed between the two leaves a whole checkpoint without a list; when its arrays have been read and checked,
+it gets one.
 """
 
 from __future__ import annotations
@@ -129,6 +130,8 @@ class TreeCheckpoints:
                 continue
             for reason in reasons:
                 say(f"{self.what}: checkpoint of {reason}; going on from step {step}")
+            if not self._list(step).exists():
+                self._write_list(step)
             for broken in [s for s in self._manager.all_steps() if s > step]:
                 self._list(broken).unlink(missing_ok=True)
                 self._manager.delete(broken)

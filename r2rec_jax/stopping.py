@@ -54,7 +54,6 @@ def listening() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _requests.received.clear()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     heard = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
     for number in heard:
@@ -64,6 +63,7 @@ def listening() -> Iterator[None]:
     finally:
         for number in heard:
             signal.signal(number, before[number])
+        _requests.received.clear()
 
 
 @contextmanager

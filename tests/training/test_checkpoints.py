@@ -116,6 +116,7 @@ def test_a_checkpoint_whose_list_of_files_is_damaged(checkpoints, damage, step, 
     restored = again.restore(states[1])
     assert restored is not None and restored.step == step and trees_equal(restored.state, states[step])
     again.close()
+    assert sorted(p.name for p in own.folder.glob("*.json")) == [f"{n}.files.json" for n in range(1, step + 1)]
 
 
 def test_none_good_is_the_reason_to_stop(state, checkpoints):
