@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from r2rec_jax.config import TrainConfig, as_plain
+from r2rec_jax.files import write_text
 from r2rec_jax.progress import format_duration, say
 from r2rec_jax.stages.run import RunFolder, builds_on
 from r2rec_jax.stages.workspace import Workspace
@@ -39,9 +40,8 @@ def run_stages(config: TrainConfig, stages: Sequence[str], *, overwrite: bool = 
 
     load_functions(config.rewards.functions)  # a wrong import path must not wait for the hours before GRPO
     started = time.monotonic()
-    run = RunFolder.open(config, provenance=provenance(), overwrite=overwrite)
-    with run.locked():
-        (run.path / "config.yaml").write_text(yaml.safe_dump(as_plain(config), sort_keys=False), encoding="utf-8")
+    with RunFolder.open(config, provenance=provenance(), overwrite=overwrite) as run:
+        write_text(run.path / "config.yaml", yaml.safe_dump(as_plain(config), sort_keys=False))
         say(f"run folder {run.path}" + (f"\n{config.note}" if config.note else ""))
         functions = _stage_functions()
         work = Workspace(run)

@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from r2rec_jax import stopping
 from r2rec_jax.checkpoints import one_line
 from r2rec_jax.config import GrpoConfig
 from r2rec_jax.models.lora import copy_lora, zeros_like_lora
@@ -136,9 +137,7 @@ def train_grpo(
     reference = copy_lora(lora) if config.reference == "sft" else zeros_like_lora(lora)
     longest = max(len(example.prompt_ids) for example in prompts)
     session = Session("grpo", init_state(lora, optimizer), loader, total, checkpoints=checkpoints, metrics=metrics,
-                      checkpoint_every=config.checkpoint_every, shown=SHOWN)
-    if completions_log is not None:
-        completions_log.keep(lambda row: row["step"] <= session.start)
+                      log=completions_log, checkpoint_every=config.checkpoint_every, shown=SHOWN)
     with session:
         score = Program("scoring", lambda lora, base, rows: model.score(lora, base, rows, config.temperature)[0],
                         report=session.report)
@@ -149,9 +148,11 @@ def train_grpo(
             clock = Clock(session)
             rollout = roll_out(session.state.params, model, chosen, config, environment, seed, step, session.report)
             clock.lap("rollout_seconds")
+            stopping.check()
             texts = completion_texts(rollout, environment.decode)
             rewards = score_texts(environment.reward, texts, ids, config.group_size)
             clock.lap("reward_seconds")
+            stopping.check()
             lr = learning_rate(schedule, session.state)
             passes = make_passes(chosen, rollout, rewards["total"], config, longest, environment.pad_id)
             passes = [with_scores(group, score, session.state.params, reference, model.base, config)
