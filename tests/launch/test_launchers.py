@@ -205,7 +205,9 @@ def _check_command(jobset: Mapping[str, Any], job: Mapping[str, Any], container:
     config = _through_run_sh([*container["command"], *args])
     parallel = config.parallel
     assert parallel.distributed == "auto"
-    assert any(config.run_dir.startswith(mount["mountPath"]) for mount in container["volumeMounts"])
+    shared = tuple(mount["mountPath"] for mount in container["volumeMounts"])
+    for path in (config.run_dir, config.data.path, config.data.cache_dir):
+        assert path is not None and path.startswith(shared)
     if "PROCESS_ID" not in known:
         assert parallel.coordinator is None
         return
