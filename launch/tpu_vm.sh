@@ -6,8 +6,9 @@
 #     git clone REPOSITORY r2rec_jax && cd r2rec_jax && make setup && .venv/bin/pip install --editable '.[tpu]'"
 #   launch/tpu_vm.sh NAME ZONE --config configs/paper.yaml --run_dir /mnt/runs/paper
 #
-# --run_dir, --data.path and --data.cache_dir lie where all hosts see them (Filestore, or a bucket mounted with gcsfuse). After a preemption,
-# make the TPU anew and give the last command again. R2REC_DIR names another folder than ~/r2rec_jax; DRY_RUN=1 prints.
+# --run_dir, --data.path and --data.cache_dir lie where all hosts see them (Filestore or another NFS). After a
+# preemption, make the TPU anew and give the last command again. R2REC_DIR names another folder than ~/r2rec_jax;
+# DRY_RUN=1 prints.
 set -euo pipefail
 if (($# < 2)) || [[ $1 == -* || $2 == -* ]]; then
   echo "error: launch/tpu_vm.sh needs the TPU's name and its zone before the settings; got: $*" >&2
