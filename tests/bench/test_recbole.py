@@ -72,6 +72,7 @@ def test_a_work_is_the_batch_of_our_model(name: str) -> None:
                                    for user, item in zip(own.user_idx.tolist(), own.items.tolist(), strict=True))
 
 
+@pytest.mark.slow
 def test_graphsage_in_its_own_process_learns_and_rows_have_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "TURN_S", 0.01)
     model = make_model("graphsage", config_class("graphsage")(dim=4, l2=0.0), _events())
