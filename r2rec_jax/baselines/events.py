@@ -90,11 +90,12 @@ class Contexts:
         return Contexts(self.user_idx[start:stop], self.offsets[start:stop + 1] - low, self.items[low:high],
                         self.liked[low:high])
 
-    def latest(self, length: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    def latest(self, length: int) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.bool_]]:
         """The latest ``length`` events of every query, the newest in the last column.
 
         Returns:
-            items int32 [Q, length], 0 where empty, and mask bool [Q, length], true where there is an event.
+            items int32 [Q, length], 0 where empty; liked bool [Q, length], true where empty; and mask bool
+            [Q, length], true where there is an event.
 
         Example:
             A query that shows items 7, 3 (3 the newest) has the row ``[0, 0, 7, 3]`` under length 4, with the mask
@@ -104,8 +105,9 @@ class Contexts:
         back = np.arange(length, 0, -1)
         mask = back[None, :] <= counts[:, None]
         rows = np.where(mask, self.offsets[1:, None] - back[None, :], 0)
-        items = self.items[rows] if len(self.items) else np.zeros(mask.shape, np.int32)
-        return np.where(mask, items, 0).astype(np.int32), mask
+        if not len(self.items):
+            return np.zeros(mask.shape, np.int32), np.ones(mask.shape, np.bool_), mask
+        return np.where(mask, self.items[rows], 0).astype(np.int32), ~mask | self.liked[rows], mask
 
 
 def events_from(dataset: Dataset, training: NDArray[np.bool_], positive_above: float) -> Events:

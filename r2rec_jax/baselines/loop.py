@@ -1,12 +1,12 @@
-"""The one training loop of all recommenders: jitted donated updates, early stopping, checkpoints, exact resume.
+"""The one training loop of all recommenders: updates, early stopping, checkpoints, exact resume.
 
 The host makes batches in a thread of its own while the device works, and never waits for a single update: what a loss
 or a skipped update was is read about once a second and at the end of an epoch. Which epoch is best is decided by the
 validation value alone. Batches and random streams are functions of seed, epoch and step, so a run that was killed and
 started again gives the parameters of one that was not.
 
-An update whose loss or gradient is not finite leaves everything as it was and is counted; after three in a row the
-device refuses every further update, and the loop stops as soon as it sees that.
+After three updates in a row that were not finite the device refuses every further one (``update.py``), and the loop
+stops as soon as it sees that.
 """
 
 from __future__ import annotations
@@ -20,18 +20,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from r2rec_jax import progress
 from r2rec_jax.baselines.model import Batch, Params, Recommender
+from r2rec_jax.baselines.update import MAX_SKIPPED_IN_A_ROW, LoopState, first_state, make_update
 from r2rec_jax.checkpoints import TreeCheckpoints
 from r2rec_jax.config import as_plain, fingerprint
 
-MAX_SKIPPED_IN_A_ROW = 3
 LOOK_EVERY_S = 1.0
 """Seconds between two looks at the device while an epoch runs."""
 
@@ -40,27 +38,6 @@ AHEAD = 4
 
 Validate = Callable[[Params], float]
 """``validate(params)``: the value that decides which epoch is best; higher is better."""
-
-
-@flax.struct.dataclass
-class LoopState:
-    """What an update changes; donated to it whole.
-
-    Attributes:
-        params, opt_state: the model's and the optimiser's.
-        step: updates done, skipped ones included.
-        skipped, skipped_in_a_row: updates that were not finite; the second stays once it has reached the limit.
-        loss_sum: sum of the finite losses of this epoch.
-        losses: how many they are.
-    """
-
-    params: Params
-    opt_state: Any
-    step: jax.Array
-    skipped: jax.Array
-    skipped_in_a_row: jax.Array
-    loss_sum: jax.Array
-    losses: jax.Array
 
 
 @dataclass(frozen=True)
@@ -166,6 +143,10 @@ def _solve(model: Recommender, key: jax.Array, validate: Validate) -> Trained:
     return Trained(params, value, 0, (), 0, 0, time.monotonic() - started, 0.0, _count(params))
 
 
+def _copy(params: Params) -> Params:
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), params)
+
+
 def _count(params: Params) -> int:
     return sum(int(np.size(x)) for x in jax.tree.leaves(params))
 
@@ -184,32 +165,13 @@ class _Run:
         self.model, self.seed, self.key, self.validate, self.every_s = model, seed, key, validate, every_s
         self.optimizer = model.optimizer()
         self.compile_s = 0.0
-        self._jitted = jax.jit(self._update, donate_argnums=0)
+        self._jitted = jax.jit(make_update(model, self.optimizer), donate_argnums=0)
         self._compiled: dict[Any, Any] = {}
 
     def start(self, key: jax.Array) -> tuple[LoopState, _Progress]:
-        """The state before the first epoch; it owns copies of the model's arrays."""
-        params = jax.tree.map(jnp.asarray, self.model.init(key=key))
-        zero = jnp.zeros((), jnp.int32)
-        state = LoopState(params=params, opt_state=self.optimizer.init(params), step=zero, skipped=zero,
-                          skipped_in_a_row=zero, loss_sum=jnp.zeros(()), losses=zero)
-        state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
-        return state, _Progress(best=params)
-
-    def _update(self, state: LoopState, batch: Batch, constants: Any, key: jax.Array) -> LoopState:
-        key = jax.random.fold_in(key, state.step)
-        loss, grads = jax.value_and_grad(self.model.loss)(state.params, batch, constants=constants, key=key)
-        good = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
-        stopped = state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW
-        good &= ~stopped
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        params, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), (params, opt_state),
-                                         (state.params, state.opt_state))
-        bad = 1 - good.astype(jnp.int32)
-        in_a_row = jnp.where(stopped, state.skipped_in_a_row, (state.skipped_in_a_row + 1) * bad)
-        return LoopState(params, opt_state, state.step + 1, state.skipped + bad, in_a_row,
-                         state.loss_sum + jnp.where(good, loss, 0.0), state.losses + 1 - bad)
+        """The state before the first epoch."""
+        state = first_state(self.model, self.optimizer, key)
+        return state, _Progress(best=_copy(state.params))
 
     def _step(self, state: LoopState, batch: Batch, constants: Any, bar: progress.Bar) -> LoopState:
         leaves, structure = jax.tree.flatten(batch)
@@ -263,7 +225,7 @@ class _Run:
         done.history.append(EpochRecord(number, loss, value, seconds, time.monotonic() - started))
         if value > done.best_value:
             done.best_value, done.best_epoch = value, number
-            done.best = jax.tree.map(lambda x: jnp.array(x, copy=True), state.params)
+            done.best = _copy(state.params)
         shown = {} if loss is None else {"loss": loss}
         bar.advance(1, **shown, validation=value, best=done.best_value)
         return state

@@ -7,11 +7,13 @@ nothing a model learns is kept on the model itself. Closed-form models solve in 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 import optax
+from flax import nnx
 from numpy.typing import NDArray
 
 from r2rec_jax.baselines.events import Contexts, Events
@@ -109,3 +111,49 @@ class ClosedForm:
     def optimizer(self) -> optax.GradientTransformation:
         """One that changes nothing."""
         return optax.set_to_zero()
+
+
+class NetworkModel:
+    """What the learned models share: their parameters are the state of a Flax network."""
+
+    def __init__(self, config: Any, events: Events) -> None:
+        self.config = config
+        self.events = events
+        self.graphdef = nnx.graphdef(nnx.eval_shape(lambda: self.network(nnx.Rngs(0))))
+
+    @property
+    def epochs(self) -> int:
+        """Most passes of the training loop."""
+        return self.config.epochs
+
+    @property
+    def patience(self) -> int:
+        """Epochs without a better validation value before the loop stops."""
+        return self.config.patience
+
+    @property
+    def constants(self) -> Any:
+        """No constants."""
+        return {}
+
+    def network(self, rngs: nnx.Rngs) -> Any:
+        """A fresh network."""
+        raise NotImplementedError
+
+    def merge(self, params: Params) -> Any:
+        """The network with these parameters."""
+        return nnx.merge(self.graphdef, params)
+
+    def init(self, *, key: jax.Array) -> nnx.State:
+        """Fresh parameters."""
+        return nnx.state(self.network(nnx.Rngs(key)))
+
+    @cached_property
+    def history(self) -> Events:
+        """The training edges that the model reads: all, or the likes."""
+        return self.events.liked_only() if self.config.events == "liked" else self.events
+
+    def visible(self, contexts: Contexts) -> Contexts:
+        """What the model reads of the queries: all events of items that it has a row for, or the likes of them."""
+        known = contexts.known(self.events.n_items)
+        return known.liked_only() if self.config.events == "liked" else known

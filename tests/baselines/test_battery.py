@@ -161,10 +161,12 @@ def test_it_learns_a_known_co_occurrence_and_beats_popularity(name: str, planted
 
 
 def test_contexts_show_the_latest_events_on_the_right() -> None:
-    contexts = make_contexts([0, 1, 2], [[7, 3], [], [1, 2, 3, 4, 5]])
-    items, mask = contexts.latest(4)
+    contexts = replace(make_contexts([0, 1, 2], [[7, 3], [], [1, 2, 3, 4, 5]]),
+                       liked=np.array([1, 0, 1, 0, 1, 0, 0], bool))
+    items, liked, mask = contexts.latest(4)
     assert items.tolist() == [[0, 0, 7, 3], [0, 0, 0, 0], [2, 3, 4, 5]] and items.dtype == np.int32
     assert mask.tolist() == [[False, False, True, True], [False] * 4, [True] * 4]
+    assert liked.tolist() == [[True, True, True, False], [True] * 4, [False, True, False, False]]
     empty = Contexts(np.zeros(1, np.int32), np.zeros(2, np.int64), np.zeros(0, np.int32), np.zeros(0, bool))
-    assert empty.latest(3)[1].tolist() == [[False] * 3]
-    assert replace(contexts, liked=np.array([1, 0, 1, 0, 1, 0, 0], bool)).liked_only().items.tolist() == [7, 1, 3]
+    assert [part.tolist() for part in empty.latest(3)[1:]] == [[[True] * 3], [[False] * 3]]
+    assert contexts.liked_only().items.tolist() == [7, 1, 3]

@@ -283,7 +283,7 @@ def test_dropout_is_of_training_only_and_keeps_the_mean(kind: str) -> None:
     plain = _model("ngcf", events, message_dropout=0.0, layers=1, normalize=False)
     contexts = make_contexts([0, 1], [[1], [2]])
     np.testing.assert_array_equal(model.score(params, contexts), plain.score(params, contexts))
-    network = model._merge(params)
+    network = model.merge(params)
     without = np.asarray(network.layers(model.constants)[1])
     dropped = np.asarray(jax.vmap(lambda key: network.layers(model.constants, key)[1])(
         jax.random.split(jax.random.key(1), 400)))

@@ -12,7 +12,7 @@ training events has the zero vector for an embedding, so only the latest events 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from r2rec_jax.baselines.classical.sequences import drop
 from r2rec_jax.baselines.classical.softmax import catalogue_loss
-from r2rec_jax.baselines.events import Contexts, Events
+from r2rec_jax.baselines.events import Contexts
+from r2rec_jax.baselines.model import NetworkModel
 from r2rec_jax.config.baselines import CaserConfig
 
 SCORE_BATCH = 256
@@ -92,47 +93,18 @@ class CaserNetwork(nnx.Module):
         return jnp.einsum("BLD,LN->BND", x, self.vertical[...]).reshape(x.shape[0], -1)
 
 
-class Caser:
+class Caser(NetworkModel):
     """The recommender around :class:`CaserNetwork`."""
 
     name: ClassVar[str] = "caser"
-
-    def __init__(self, config: CaserConfig, events: Events) -> None:
-        self.config = config
-        self.events = events
-        self.graphdef = nnx.graphdef(nnx.eval_shape(lambda: self.network(nnx.Rngs(0))))
-
-    @property
-    def epochs(self) -> int:
-        """Most passes of the training loop."""
-        return self.config.epochs
-
-    @property
-    def patience(self) -> int:
-        """Epochs without a better validation value before the loop stops."""
-        return self.config.patience
-
-    @property
-    def constants(self) -> Any:
-        """No constants."""
-        return {}
 
     def network(self, rngs: nnx.Rngs) -> CaserNetwork:
         """A fresh network."""
         return CaserNetwork(self.events.n_users, self.events.n_items, self.config, rngs)
 
-    def init(self, *, key: Array) -> Any:
-        """Fresh parameters, an ``nnx.State``."""
-        return nnx.state(self.network(nnx.Rngs(key)))
-
     def optimizer(self) -> optax.GradientTransformation:
         """Adam with weight decay."""
         return optax.adamw(self.config.lr, weight_decay=self.config.weight_decay)
-
-    @cached_property
-    def history(self) -> Events:
-        """The training events that are input."""
-        return self.events.liked_only() if self.config.events == "liked" else self.events
 
     def batches(self, *, seed: int, epoch: int) -> Iterator[Instances]:
         """Every liked training event once, in random order, with the events before it; the last batch is padded."""
@@ -150,20 +122,17 @@ class Caser:
 
     def loss(self, params: Any, batch: Instances, *, constants: Any, key: Array) -> Float[Array, ""]:
         """Mean cross-entropy over the catalogue."""
-        net = nnx.merge(self.graphdef, params)
+        net = self.merge(params)
         return catalogue_loss(net.hidden(batch, key), batch.targets, batch.count, net.table[...], net.bias[...])
 
     def score(self, params: Any, contexts: Contexts) -> NDArray[np.float32]:
         """Scores of the catalogue after each context, float32 [Q, I]."""
-        contexts = contexts.known(self.events.n_items)
-        if self.config.events == "liked":
-            contexts = contexts.liked_only()
+        contexts = self.visible(contexts)
         met = np.append(np.diff(self.history.offsets) > 0, False)
         scores = np.zeros((len(contexts), self.events.n_items), np.float32)
         for start in range(0, len(contexts), SCORE_BATCH):
             part = contexts.part(start, start + SCORE_BATCH)
-            items, mask = part.latest(self.config.max_events)
-            likes = np.where(mask, _latest_liked(part, self.config.max_events), True)
+            items, likes, mask = part.latest(self.config.max_events)
             users = np.clip(part.user_idx, 0, self.events.n_users)
             users = np.where(met[users] & (part.user_idx >= 0), users, self.events.n_users)
             batch = _pad(np.where(mask, items, self.events.n_items), likes, users, SCORE_BATCH)
@@ -172,16 +141,8 @@ class Caser:
 
     @partial(jax.jit, static_argnums=0)
     def _scores(self, params: Any, batch: Instances) -> Float[Array, "B I"]:
-        net = nnx.merge(self.graphdef, params)
+        net = self.merge(params)
         return net.hidden(batch, None) @ net.table[...].T + net.bias[...]
-
-
-def _latest_liked(contexts: Contexts, length: int) -> NDArray[np.bool_]:
-    """``liked`` of the events of :meth:`Contexts.latest`."""
-    back = np.arange(length, 0, -1)
-    inside = back[None, :] <= np.diff(contexts.offsets)[:, None]
-    rows = np.where(inside, contexts.offsets[1:, None] - back[None, :], 0)
-    return contexts.liked[rows] if len(contexts.liked) else np.ones(inside.shape, np.bool_)
 
 
 def _pad(items: NDArray[Any], liked: NDArray[np.bool_], users: NDArray[Any], size: int) -> Instances:

@@ -29,6 +29,7 @@ from r2rec_jax.baselines.classical.propagation import Graph, Norm, build_graph, 
 from r2rec_jax.baselines.classical.sequences import drop
 from r2rec_jax.baselines.classical.sparse import context_matrix, query_chunks
 from r2rec_jax.baselines.events import Contexts, Events
+from r2rec_jax.baselines.model import NetworkModel
 from r2rec_jax.config.baselines import GraphModelConfig
 
 
@@ -75,63 +76,48 @@ class Network(nnx.Module):
         return rows
 
 
-class GraphRecommender:
-    """A recommender around a :class:`Network` (the protocol of ``baselines.model``).
+class GraphRecommender(NetworkModel):
+    """A recommender around a :class:`Network`; ``history`` is the edges of the graph and the positive pairs.
 
     Attributes:
-        network: the class of the network.
+        layout: the class of the network.
     """
 
-    name: str
-    network: type[Network]
+    name: ClassVar[str]
+    layout: ClassVar[type[Network]]
 
     def __init__(self, config: GraphModelConfig, events: Events) -> None:
         """Keep ``events``; the graph is built when it is first needed."""
-        self.config = config
-        self.events = events
-        self.epochs = config.epochs
-        self.patience = config.patience
-        self._graphdef = nnx.graphdef(nnx.eval_shape(lambda: self._fresh(jax.random.key(0))))
+        super().__init__(config, events)
         self._embed = jax.jit(self._layers_and_rows)
 
-    @cached_property
-    def edges(self) -> Events:
-        """The edges of the graph, which are the positive pairs too."""
-        return self.events.liked_only() if self.config.events == "liked" else self.events
+    def network(self, rngs: nnx.Rngs) -> Network:
+        """A fresh network."""
+        return self.layout(self.events.n_users, self.events.n_items, self.config, rngs)
 
     @cached_property
     def constants(self) -> Graph:
         """The graph, on the device."""
-        return jax.tree.map(jnp.asarray, build_graph(self.edges))
+        return jax.tree.map(jnp.asarray, build_graph(self.history))
 
     @cached_property
     def _missing(self) -> Missing:
         return Missing(self.events)
 
-    def _fresh(self, key: jax.Array) -> Network:
-        return self.network(self.events.n_users, self.events.n_items, self.config, nnx.Rngs(params=key))
-
-    def _merge(self, params: nnx.State) -> Network:
-        return nnx.merge(self._graphdef, params)
-
     def _layers_and_rows(self, params: nnx.State, graph: Graph) -> tuple[list[Array], Array]:
-        network = self._merge(params)
+        network = self.merge(params)
         layers = network.layers(graph)
         return layers, network.combine(layers)
 
-    def init(self, *, key: jax.Array) -> nnx.State:
-        """Fresh parameters."""
-        return nnx.state(self._fresh(key))
-
     def batches(self, *, seed: int, epoch: int) -> Iterator[Pairs]:
         """Every edge once, with negatives (:func:`~r2rec_jax.baselines.classical.pairs.pair_batches`)."""
-        return pair_batches(self.edges, self._missing, batch_size=self.config.batch_size,
+        return pair_batches(self.history, self._missing, batch_size=self.config.batch_size,
                             negatives=self.config.negatives, loss=self.config.loss, seed=seed, epoch=epoch)
 
     def loss(self, params: nnx.State, batch: Pairs, *, constants: Graph, key: jax.Array) -> Float[Array, ""]:
         """Pairwise loss over final rows, plus l2 times half the squared norms of the embeddings that the batch touches
         and of the weights."""
-        network = self._merge(params)
+        network = self.merge(params)
         rows = network.combine(network.layers(constants, key))
         norms = pair_norms(network.users[...], network.items[...], batch)
         norms += 0.5 * sum(jnp.sum(weight**2) for weight in network.weights())
@@ -146,7 +132,7 @@ class GraphRecommender:
         """Dot products of final rows, [Q, I]."""
         layers, rows = self._embed(params, self.constants)
         users, items = np.split(np.asarray(rows), [self.events.n_users])
-        degree = np.append(np.diff(self.edges.offsets), 0)
+        degree = np.append(np.diff(self.history.offsets), 0)
         inside = (contexts.user_idx >= 0) & (contexts.user_idx < self.events.n_users)
         place = np.where(inside, contexts.user_idx, self.events.n_users)
         known = degree[place] > 0
@@ -163,14 +149,13 @@ class GraphRecommender:
     def _embed_unknown(self, params: nnx.State, layers: Sequence[Float[Array, "N D"]], contexts: Contexts,
                        ) -> NDArray:
         """Final rows [Q, E] of new users who have nothing but the history of their query."""
-        network, n_users, degree = self._merge(params), self.events.n_users, self.constants.degree
-        shown = contexts.liked_only() if self.config.events == "liked" else contexts
-        history = context_matrix(shown, self.events.n_items)
+        network, n_users, degree = self.merge(params), self.events.n_users, self.constants.degree
+        history = context_matrix(self.visible(contexts), self.events.n_items)
         _, kept = scales(np.diff(history.indptr).astype(np.float32), network.norm)
         sent, _ = scales(degree[n_users:], network.norm)
         trained = (degree[:n_users] > 0)[:, None]
         mean = jnp.sum(layers[0][:n_users] * trained, axis=0) / jnp.maximum(jnp.sum(trained), 1)
-        rows = [jnp.tile(mean, (len(shown), 1))]
+        rows = [jnp.tile(mean, (len(contexts), 1))]
         for layer in range(network.depth):
             received = jnp.asarray(history @ np.asarray(layers[layer][n_users:] * sent)) * kept
             rows.append(network.update(layer, rows[-1], received, None))

@@ -58,4 +58,4 @@ class GraphSAGE(GraphRecommender):
     """GraphSAGE over training edges."""
 
     name = "graphsage"
-    network = GraphSAGENetwork
+    layout = GraphSAGENetwork

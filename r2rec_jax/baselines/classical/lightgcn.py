@@ -34,4 +34,4 @@ class LightGCN(GraphRecommender):
     """LightGCN over training edges."""
 
     name = "lightgcn"
-    network = LightGCNNetwork
+    layout = LightGCNNetwork

@@ -64,4 +64,4 @@ class NGCF(GraphRecommender):
     """NGCF over training edges."""
 
     name = "ngcf"
-    network = NGCFNetwork
+    layout = NGCFNetwork

@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from r2rec_jax.baselines.classical.softmax import catalogue_loss
 from r2rec_jax.baselines.events import Contexts, Events
+from r2rec_jax.baselines.model import NetworkModel
 
 SCORE_ROWS = 16
 """Packed rows a scoring pass."""
@@ -213,41 +213,13 @@ def drop(x: Float[Array, "... D"], rate: float, key: Array | None) -> Float[Arra
     return jnp.where(draws >= threshold, x * (256.0 / (256 - threshold)), 0.0)
 
 
-class SequenceModel:
+class SequenceModel(NetworkModel):
     """SASRec and GRU4Rec but for their networks: packed rows in, full-softmax cross-entropy, tied item embeddings.
 
     A network has ``table`` (nnx.Param [I+1, D], the start token last) and ``hidden(rows, key) -> [B, T, D]``.
     """
 
     name: ClassVar[str]
-
-    def __init__(self, config: Any, events: Events) -> None:
-        self.config = config
-        self.events = events
-        self.graphdef = nnx.graphdef(nnx.eval_shape(lambda: self.network(nnx.Rngs(0))))
-
-    @property
-    def epochs(self) -> int:
-        """Most passes of the training loop."""
-        return self.config.epochs
-
-    @property
-    def patience(self) -> int:
-        """Epochs without a better validation value before the loop stops."""
-        return self.config.patience
-
-    @property
-    def constants(self) -> Any:
-        """No constants."""
-        return {}
-
-    def network(self, rngs: nnx.Rngs) -> Any:
-        """A fresh network."""
-        raise NotImplementedError
-
-    def init(self, *, key: Array) -> Any:
-        """Fresh parameters, an ``nnx.State``."""
-        return nnx.state(self.network(nnx.Rngs(key)))
 
     def optimizer(self) -> optax.GradientTransformation:
         """Adam; with weight decay where configured."""
@@ -256,7 +228,7 @@ class SequenceModel:
     @cached_property
     def stream(self) -> Stream:
         """The training tokens."""
-        return training_stream(self.events.liked_only() if self.config.events == "liked" else self.events)
+        return training_stream(self.history)
 
     def batches(self, *, seed: int, epoch: int) -> Iterator[Rows]:
         """Packed rows of one epoch: every training position once."""
@@ -267,7 +239,7 @@ class SequenceModel:
 
     def loss(self, params: Any, batch: Rows, *, constants: Any, key: Array) -> Float[Array, ""]:
         """Mean cross-entropy over the catalogue at the positions that ask for an item."""
-        net = nnx.merge(self.graphdef, params)
+        net = self.merge(params)
         hidden = net.hidden(batch, key)
         asked = hidden.reshape(-1, hidden.shape[-1])[batch.places]
         return catalogue_loss(asked, batch.targets, batch.count, net.table[...][:-1])
@@ -275,10 +247,7 @@ class SequenceModel:
     def score(self, params: Any, contexts: Contexts) -> NDArray[np.float32]:
         """Scores of the catalogue after each context, float32 [Q, I]."""
         n_items, length = self.events.n_items, self.config.max_events
-        contexts = contexts.known(n_items)
-        if self.config.events == "liked":
-            contexts = contexts.liked_only()
-        stream = context_stream(contexts, n_items, length)
+        stream = context_stream(self.visible(contexts), n_items, length)
         scores = np.zeros((len(contexts), n_items), np.float32)
         windows = Windows(stream.offsets[:-1], np.diff(stream.offsets))
         for rows, tokens in lay_rows(stream, windows, length, SCORE_ROWS):
@@ -289,9 +258,9 @@ class SequenceModel:
 
     @partial(jax.jit, static_argnums=0)
     def _states(self, params: Any, rows: Rows) -> Float[Array, "M D"]:
-        hidden = nnx.merge(self.graphdef, params).hidden(rows, None)
+        hidden = self.merge(params).hidden(rows, None)
         return hidden.reshape(-1, hidden.shape[-1])[rows.places]
 
     def _scores(self, params: Any, states: NDArray[np.float32]) -> NDArray[np.float32]:
-        table = np.asarray(nnx.merge(self.graphdef, params).table[...])[:-1]
+        table = np.asarray(self.merge(params).table[...])[:-1]
         return states @ table.T
