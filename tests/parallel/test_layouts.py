@@ -91,7 +91,8 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_two_processes_lose_one_go_on_and_give_the_table_of_one(tmp_path: Path) -> None:
-    """The whole command: process 1 is killed in SFT, process 0 ends with a reason, both start again and finish."""
+    """The whole command: process 1 is killed in SFT, process 0 ends with a reason, both start again, on another layout,
+    and finish."""
     data, alone, run = write_ml100k(tmp_path / "data"), tmp_path / "alone", tmp_path / "run"
 
     def command(folder: Path, *flags: str) -> list[str]:
@@ -112,7 +113,7 @@ def test_two_processes_lose_one_go_on_and_give_the_table_of_one(tmp_path: Path) 
     assert not (run / "sft" / "adapter").exists()
 
     subprocess.run(command(alone), env=environment(), cwd=REPOSITORY, check=True, capture_output=True)
-    again = processes(2, lambda i, flags: command(run, *flags))
+    again = processes(2, lambda i, flags: command(run, "--parallel.data", "1", "--parallel.fsdp", "2", *flags))
     texts = [process.communicate(timeout=400)[0] for process in again]
     assert [process.returncode for process in again] == [0, 0], texts
     assert "going on after step" in texts[0] and "SFT" not in texts[1]
