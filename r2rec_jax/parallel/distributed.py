@@ -80,12 +80,12 @@ def _one_line(error: BaseException) -> str:
 
 def is_first() -> bool:
     """Whether this is process 0, which alone writes."""
-    return jax.process_index() == 0
+    return not several() or jax.process_index() == 0
 
 
 def several() -> bool:
-    """Whether the run has more than one process."""
-    return jax.process_count() > 1
+    """Whether the run has more than one process; asks for no device in a run of one."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def on_first(work: Callable[[], Any]) -> Any:
