@@ -71,7 +71,9 @@ class TreeCheckpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._probe.unlink(missing_ok=True)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True)
+            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True, create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(), active_processes={jax.process_index()}))
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     @property

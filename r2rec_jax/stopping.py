@@ -82,6 +82,11 @@ def deferred() -> Iterator[None]:
         check()
 
 
+def requested() -> int | None:
+    """The signal of the first request; None when there is none."""
+    return _requests.received[0] if _requests.received else None
+
+
 def check() -> None:
     """Stop here if it was asked for.
 

@@ -15,9 +15,11 @@ from typing import Any
 
 from r2rec_jax import progress, stopping
 from r2rec_jax.checkpoints import is_alive
+from r2rec_jax.parallel.distributed import StoppedTogether, check_stop, several
 from r2rec_jax.tokens.loader import Loader
 from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
+from r2rec_jax.training.shared import SharedCheckpoints
 from r2rec_jax.training.state import TrainState, check_progress
 
 
@@ -63,7 +65,7 @@ class Session:
     """
 
     def __init__(self, stage: str, state: TrainState, loader: Loader[Any], total: int, *,
-                 checkpoints: Checkpoints | None = None, metrics: MetricsWriter | None = None,
+                 checkpoints: Checkpoints | SharedCheckpoints | None = None, metrics: MetricsWriter | None = None,
                  log: JsonLines | None = None, checkpoint_every: int = 1, log_every: int = 1,
                  shown: Sequence[str] = ("loss",)) -> None:
         self.stage, self.total, self.start = stage, total, 0
@@ -95,7 +97,8 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         try:
-            if isinstance(error, KeyboardInterrupt | RewardError):
+            alone = isinstance(error, KeyboardInterrupt) and not several()
+            if alone or isinstance(error, StoppedTogether | RewardError):
                 self._save_interrupted()
         finally:
             for log in (self._metrics, self._log):
@@ -121,7 +124,7 @@ class Session:
             Interrupted: between two steps, when the run was asked to stop.
         """
         for step in range(self.start + 1, self.total + 1):
-            stopping.check()
+            check_stop()
             yield step
 
     def finish(self, step: int, state: TrainState, values: Mapping[str, Any], example_ids: Sequence[str]) -> None:
