@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -88,6 +90,13 @@ def test_an_ignored_signal_stays_ignored():
             stopping.check()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_after_the_end_does_not_change_the_exit_code():
+    """A process whose own arguments are taken is over when its entry is."""
+    script = ("import os, signal, sys; from r2rec_jax.stages.cli import run_entry; code = run_entry(lambda argv: None); "
+              "os.kill(os.getpid(), signal.SIGTERM); sys.exit(code)")
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0
 
 
 def test_off_the_main_thread_it_does_nothing():
