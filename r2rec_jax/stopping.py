@@ -53,8 +53,8 @@ def listening(*, last: bool = False) -> Iterator[None]:
     """Turn the signals into requests while the block lasts; off the main thread, where none arrive, it does nothing.
 
     Args:
-        last: the process ends after the block. Then a scheduler's late signal is ignored, which would otherwise end a run
-            that is done as one that was killed.
+        last: the process ends after the block. A scheduler's late signal is then ignored, which would otherwise end a
+            run that is done as one that was killed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
