@@ -49,8 +49,13 @@ _requests = _Requests()
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Turn the signals into requests while the block lasts; off the main thread, where none arrive, it does nothing."""
+def listening(*, last: bool = False) -> Iterator[None]:
+    """Turn the signals into requests while the block lasts; off the main thread, where none arrive, it does nothing.
+
+    Args:
+        last: the process ends after the block. A scheduler's late signal is then ignored, which would otherwise end a
+            run that is done as one that was killed.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -62,7 +67,7 @@ def listening() -> Iterator[None]:
         yield
     finally:
         for number in heard:
-            signal.signal(number, before[number])
+            signal.signal(number, signal.SIG_IGN if last and number != signal.SIGINT else before[number])
         _requests.received.clear()
 
 

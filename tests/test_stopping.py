@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -28,10 +30,10 @@ def listening():
                                               (signal.SIGINT, 130)])
 def test_an_entry_ends_in_one_line(capsys, number, code):
     before = [signal.getsignal(one) for one in stopping.SIGNALS]
-    assert run_entry(lambda argv: send(number)) == code
+    assert run_entry(lambda argv: send(number), []) == code
     assert capsys.readouterr().err == f"stopped by {number.name}; run the same command again to go on\n"
     assert [signal.getsignal(one) for one in stopping.SIGNALS] == before
-    assert run_entry(lambda argv: stopping.check()) == 0 and not capsys.readouterr().err, "requests are forgotten"
+    assert run_entry(lambda argv: stopping.check(), []) == 0 and not capsys.readouterr().err, "requests are forgotten"
 
 
 @pytest.mark.usefixtures("listening")
@@ -90,9 +92,16 @@ def test_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_signal_after_the_end_does_not_change_the_exit_code():
+    """A process whose own arguments are taken is over when its entry is."""
+    script = ("import os, signal, sys; from r2rec_jax.stages.cli import run_entry; "
+              "code = run_entry(lambda argv: None); os.kill(os.getpid(), signal.SIGTERM); sys.exit(code)")
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0
+
+
 def test_off_the_main_thread_it_does_nothing():
     codes = []
-    thread = threading.Thread(target=lambda: codes.append(run_entry(lambda argv: None)))
+    thread = threading.Thread(target=lambda: codes.append(run_entry(lambda argv: None, [])))
     thread.start()
     thread.join()
     assert codes == [0]

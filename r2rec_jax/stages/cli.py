@@ -80,7 +80,7 @@ def run_entry(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] 
         2 for bad input or a failing file system, 130 after Ctrl-C.
     """
     try:
-        with stopping.listening():
+        with stopping.listening(last=argv is None):
             main(argv)
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("R2REC_TRACEBACK"):
