@@ -20,15 +20,8 @@ from flax import nnx
 from r2rec_jax.config import LoraConfig
 from r2rec_jax.models.backbone import Backbone
 from r2rec_jax.models.folders import new_folder
-from r2rec_jax.models.weights import (
-    LINEARS,
-    TensorSource,
-    copy_into,
-    first_names,
-    linear_shape,
-    open_safetensors,
-    read_json,
-)
+from r2rec_jax.models.tensor_files import open_safetensors
+from r2rec_jax.models.weights import LINEARS, TensorSource, copy_into, first_names, linear_shape, read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
