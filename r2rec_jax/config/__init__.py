@@ -18,6 +18,7 @@ from r2rec_jax.config.data import AnswerConfig, DataConfig, GraphConfig, PromptC
 from r2rec_jax.config.endpoint import EndpointConfig
 from r2rec_jax.config.model import BackboneConfig, LoraConfig, TinyConfig
 from r2rec_jax.config.output import EvaluateConfig, ExportConfig
+from r2rec_jax.config.parallel import ParallelConfig
 from r2rec_jax.config.table import TableConfig
 from r2rec_jax.config.training import GrpoConfig, PretrainConfig, RewardConfig, RewardFunction, SftConfig
 
@@ -32,6 +33,7 @@ __all__ = [
     "GraphConfig",
     "GrpoConfig",
     "LoraConfig",
+    "ParallelConfig",
     "PretrainConfig",
     "PromptConfig",
     "RewardConfig",
@@ -57,6 +59,7 @@ class TrainConfig:
         run_dir: folder of the run; refused when it was made with another configuration.
         train_seed: everything random but users and candidates (those are ``data.split_seed``).
         note: printed at the start and kept in the results (what this configuration is for, what it is not).
+        parallel: devices and processes; the only section that no result depends on.
     """
 
     run_dir: str = "runs/quickstart"
@@ -74,6 +77,7 @@ class TrainConfig:
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         check(self.prompts.answer.top <= self.data.candidates, "prompts.answer.top",

@@ -1,0 +1,37 @@
+"""The one device mesh of a run: axes data, fsdp and tensor, over the devices of all processes.
+
+Programs are written for one device and partitioned by the compiler from where their inputs lie (``sharding``); the axes
+are of type Auto. On a single device there is no mesh at all (None), and nothing is placed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from r2rec_jax.config.parallel import AXES, ParallelConfig
+
+
+def make_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> Mesh | None:
+    """The mesh of a run; None for a single device.
+
+    Args:
+        config: sizes of the axes.
+        devices: what to lay out; all devices of all processes when not given.
+
+    Raises:
+        ValueError: the axes do not make up the number of devices.
+    """
+    chosen = list(jax.devices() if devices is None else devices)
+    sizes = config.sizes(len(chosen))
+    if len(chosen) == 1:
+        return None
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=chosen)
+
+
+def row_shards(mesh: Mesh | None) -> int:
+    """Parts that the rows of a batch are split into: data x fsdp, 1 without a mesh."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,0 +1,192 @@
+"""Where every array of a run lies on the mesh: one table of rules by parameter name.
+
+A rule names the mesh axes of each dimension. Linears are split over ``tensor`` on the axis that the next product
+contracts over and its partner (q k v gate up on the output, o down on the input: one reduction after attention and one
+after the MLP), and over ``fsdp`` on the other; batches and caches are split by rows. Optimiser moments have the paths
+of their parameters behind a prefix, so they follow them.
+
+A dimension that an axis does not divide is replicated on that axis: the result is the same, the memory is not.
+:func:`undivided` says where that happens.
+
+Example: ``layers/q/kernel`` [30, 576, 576] with fsdp 4 and tensor 2 lies as ``P(None, "fsdp", "tensor")``, 144 x 288 a
+layer and device; with tensor 5 as ``P(None, "fsdp", None)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Axes = str | tuple[str, ...] | None
+
+ROWS = ("data", "fsdp")
+"""Axes that rows are split over."""
+
+_SPLIT_OUT = ("q", "k", "v", "gate", "up")
+_SPLIT_IN = ("o", "down")
+
+RULES: dict[tuple[str, ...], tuple[Axes, ...]] = {
+    ("embed",): ("tensor", "fsdp"),  # [V, D]
+    ("lm_head",): ("fsdp", "tensor"),  # [D, V]
+    ("scale",): (),  # norms
+    **{(n, "kernel"): (None, "fsdp", "tensor") for n in _SPLIT_OUT},  # [L, in, out]
+    **{(n, "lora_a"): (None, "fsdp", None) for n in _SPLIT_OUT},  # [L, in, R]
+    **{(n, "lora_b"): (None, None, "tensor") for n in _SPLIT_OUT},  # [L, R, out]
+    **{(n, "kernel"): (None, "tensor", "fsdp") for n in _SPLIT_IN},
+    **{(n, "lora_a"): (None, "tensor", None) for n in _SPLIT_IN},
+    **{(n, "lora_b"): (None, None, "fsdp") for n in _SPLIT_IN},
+    # decoding: layers of the merged layout [out, in], key and value caches [prompts x heads (x group), ...]
+    ("qkv",): ("tensor", "fsdp"),
+    ("gate_up",): ("tensor", "fsdp"),
+    **{(n,): ("fsdp", "tensor") for n in _SPLIT_IN},
+    **{(n,): ((*ROWS, "tensor"),) for n in ("prefix_k", "prefix_v", "suffix_k", "suffix_v")},
+    # batches [B, ...], groups of GRPO [B, C] and the decoder's rows [P, ...]
+    **{(n,): (ROWS,) for n in (
+        "tokens", "positions", "segments", "parents", "target_index", "target_tokens", "target_weights", "advantages",
+        "weights", "sampled", "completions", "old", "reference", "row_ids", "prompt_lengths", "done", "lengths",
+        "logprobs")},
+}
+"""End of an array's path -> mesh axes of its first dimensions; what is not named is replicated, and so are scalars."""
+
+
+@dataclass(frozen=True)
+class Undivided:
+    """A dimension that is replicated because an axis of its rule does not divide it.
+
+    Attributes:
+        path: of the array, names joined by ``/``.
+        dimension: which one, from 0.
+        size: its size.
+        axis: the mesh axis.
+        devices: size of that axis.
+    """
+
+    path: str
+    dimension: int
+    size: int
+    axis: str
+    devices: int
+
+
+def rule_of(path: tuple[str, ...]) -> tuple[Axes, ...]:
+    """The rule of an array with dimensions.
+
+    Raises:
+        ValueError: the table has none for this path.
+    """
+    for length in (2, 1):
+        if path[-length:] in RULES and len(path) >= length:
+            return RULES[path[-length:]]
+    raise ValueError(f"an array on the mesh must have a rule in r2rec_jax.parallel.sharding.RULES; got "
+                     f"{'/'.join(path)}; add one for the end of its path")
+
+
+def spec_of(path: tuple[str, ...], shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
+    """Where an array lies, from axis sizes alone (no device is needed).
+
+    Args:
+        path: names from the root to the array.
+        shape: of the array.
+        sizes: devices on each axis, ``mesh.shape`` or ``ParallelConfig.sizes``.
+
+    Raises:
+        ValueError: no rule for this path.
+    """
+    return PartitionSpec(*_split(path, shape, sizes)[0])
+
+
+def _split(path: tuple[str, ...], shape: tuple[int, ...], sizes: Mapping[str, int]
+           ) -> tuple[list[Axes], list[Undivided]]:
+    if not shape:
+        return [], []
+    found: list[Axes] = []
+    lost: list[Undivided] = []
+    for dimension, axes in enumerate(rule_of(path)):
+        kept: list[str] = []
+        parts = 1
+        for axis in (axes,) if isinstance(axes, str) else axes or ():
+            if shape[dimension] % (parts * sizes[axis]) == 0:
+                kept.append(axis)
+                parts *= sizes[axis]
+            else:
+                lost.append(Undivided("/".join(path), dimension, shape[dimension], axis, sizes[axis]))
+        found.append(None if not kept else kept[0] if len(kept) == 1 else tuple(kept))
+    return found, lost
+
+
+def undivided(tree: Any, sizes: Mapping[str, int]) -> list[Undivided]:
+    """What is replicated although its rule would split it.
+
+    Args:
+        tree: arrays or shapes.
+        sizes: devices on each axis.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [entry for path, leaf in leaves for entry in _split(names_of(path), tuple(leaf.shape), sizes)[1]]
+
+
+def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """A pytree path as names, without the level of NNX's variables: ``("layers", "q", "kernel")``."""
+    names = tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
+    return names[:-1] if names[-1] == "value" else names
+
+
+def sharding_of(path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh | None) -> NamedSharding | None:
+    """The sharding of one array; None without a mesh."""
+    return None if mesh is None else NamedSharding(mesh, spec_of(path, shape, mesh.shape))
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """The shardings of a tree of arrays or shapes, in its structure."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: sharding_of(names_of(path), leaf.shape, mesh), tree)
+
+
+def put(value: Any, sharding: NamedSharding | None) -> jax.Array:
+    """A host array, or one on a device of this process, laid out; each process hands over the parts of its own devices.
+
+    Args:
+        value: the whole array, the same in every process. One that lies right already is returned as it is.
+        sharding: None puts it on the default device.
+    """
+    if sharding is None:
+        return jax.device_put(value)
+    if isinstance(value, jax.Array) and value.sharding.is_equivalent_to(sharding, value.ndim):
+        return value
+    if sharding.is_fully_addressable:
+        return jax.device_put(value, sharding)
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(put(jax.random.key_data(value), sharding), impl=jax.random.key_impl(value))
+    host = np.asarray(value)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def place(tree: Any, mesh: Mesh | None) -> Any:
+    """A tree laid out by the table; without a mesh, the tree itself."""
+    if mesh is None:
+        return tree
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: put(leaf, sharding_of(names_of(path), np.shape(leaf), mesh)), tree)
+
+
+def replicate(tree: Any, mesh: Mesh | None) -> Any:
+    """A tree with a whole copy on every device; without a mesh, the tree itself."""
+    if mesh is None:
+        return tree
+    return jax.tree.map(lambda leaf: put(leaf, NamedSharding(mesh, PartitionSpec())), tree)
+
+
+def to_host(tree: Any) -> Any:
+    """A tree as NumPy arrays, whole, in every process. Arrays that span processes are gathered: call it in all."""
+    def fetch(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return np.asarray(leaf)
+
+    return jax.tree.map(fetch, tree)
