@@ -34,7 +34,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     work = Workspace(RunFolder.existing(given.run))
     export(work, given.checkpoint, given.format, Path(given.out).expanduser())
     write_json(given.json, {"run": given.run, "format": given.format, "out": given.out,
-                            "checkpoint": given.checkpoint, "base_sha256": work.backbone.sha256,
+                            "checkpoint": given.checkpoint,
+                            "base_sha256": work.run.result(given.checkpoint)["base_sha256"],
                             "files": sorted(p.name for p in Path(given.out).expanduser().iterdir())})
 
 

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from r2rec_jax.config import LoraConfig, TinyConfig
 from r2rec_jax.models.llama import Llama, LlamaConfig, abstract_llama, build_llama, merge_llama, split_llama
-from r2rec_jax.models.loading import ShardingOf, quantize_parameters, read_parameters, unsharded
+from r2rec_jax.models.loading import quantize_parameters, read_parameters
 from r2rec_jax.models.lora import zeros_like_lora
 from r2rec_jax.models.quantize import Quantize, identity
 from r2rec_jax.models.weights import (
@@ -78,10 +79,10 @@ def assemble(
     dtype: str,
     *,
     quantize: Quantize = "none",
-    sharding_of: ShardingOf = unsharded,
+    mesh: Mesh | None = None,
     generation_config: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """Read every tensor of a checkpoint into a model, placed as ``sharding_of`` says.
+    """Read every tensor of a checkpoint into a model, laid out on ``mesh``.
 
     Raises:
         ValueError: not a Llama, or tensors missing, unused or of another shape.
@@ -90,7 +91,7 @@ def assemble(
     check_tensors(source, config)
     target = resolve_dtype(dtype)
     graphdef, lora_shape, base_shape = split_llama(abstract_llama(config, lora, target, quantize))
-    values, digests = read_parameters(source, weight_slots(config), target, quantize, sharding_of)
+    values, digests = read_parameters(source, weight_slots(config), target, quantize, mesh)
     return Backbone(
         graphdef=graphdef, base=_fill(base_shape, values), config=config, hf_config=dict(hf_config),
         source=source.where, weights_sha256=combine_digests(digests), lora=zeros_like_lora(lora_shape),

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from r2rec_jax.config import LoraConfig
 from r2rec_jax.models.backbone import Backbone, assemble, hf_tensors, parameter
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.models.gguf import read_gguf
-from r2rec_jax.models.loading import ShardingOf, unsharded
 from r2rec_jax.models.quantize import Quantize
 from r2rec_jax.models.tensor_files import TensorHeader, open_safetensors, write_safetensors
 from r2rec_jax.models.weights import TensorSource, WeightSlot, read_json, weight_slots
@@ -34,7 +34,7 @@ def load_backbone(
     dtype: str = "auto",
     *,
     quantize: Quantize = "none",
-    sharding_of: ShardingOf = unsharded,
+    mesh: Mesh | None = None,
 ) -> Backbone:
     """Load a frozen Llama, with room for adapters.
 
@@ -43,7 +43,7 @@ def load_backbone(
         lora: rank, scale and targets of the adapters; None for none.
         dtype: ``auto`` (bfloat16 on GPU and TPU, float32 on CPU), ``bfloat16`` or ``float32``.
         quantize: ``int8`` stores the layers' linears in int8.
-        sharding_of: where each parameter lies.
+        mesh: devices that the weights are laid out on; None for the default one.
 
     Raises:
         ValueError: there is no such thing, or it is no Llama that this implementation runs, with the reason.
@@ -52,12 +52,12 @@ def load_backbone(
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ValueError(f"a backbone file must be a .gguf; got {path}; for safetensors give the folder")
-        return assemble(*read_gguf(path), lora, dtype, quantize=quantize, sharding_of=sharding_of)
+        return assemble(*read_gguf(path), lora, dtype, quantize=quantize, mesh=mesh)
     if not path.is_dir():
         path = fetch_from_hub(str(source))
     hf_config, tensors = open_hf_folder(path)
     generation = path / "generation_config.json"
-    return assemble(hf_config, tensors, lora, dtype, quantize=quantize, sharding_of=sharding_of,
+    return assemble(hf_config, tensors, lora, dtype, quantize=quantize, mesh=mesh,
                     generation_config=read_json(generation) if generation.is_file() else None)
 
 

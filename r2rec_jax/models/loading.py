@@ -9,7 +9,7 @@ largest. Whole parameters would be 3.8 GB for one of the MLP's, twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -17,22 +17,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r2rec_jax.models.quantize import Quantize, quantize_channels
 from r2rec_jax.models.weights import TensorSource, WeightSlot, copy_into, digest_tensor
+from r2rec_jax.parallel.sharding import put, sharding_of
 
 ParameterPath = tuple[str, ...]
-ShardingOf = Callable[[ParameterPath, tuple[int, ...]], Any]
-"""The sharding of a parameter by its place in the base state and its shape; None leaves it on jax's default device."""
-
-
-def unsharded(path: ParameterPath, shape: tuple[int, ...]) -> None:
-    """Everything on the default device."""
 
 
 def read_parameters(
     source: TensorSource, slots: Sequence[WeightSlot], dtype: Any, quantize: Quantize = "none",
-    sharding_of: ShardingOf = unsharded,
+    mesh: Mesh | None = None,
 ) -> tuple[dict[ParameterPath, jax.Array], dict[str, str]]:
     """Read and place every parameter.
 
@@ -41,12 +37,12 @@ def read_parameters(
         slots: of ``weights.weight_slots``.
         dtype: of the parameters.
         quantize: ``int8`` quantises the linears of the layers, from the checkpoint's own values.
-        sharding_of: where parameters lie.
+        mesh: where parameters are laid out by the table of ``parallel.sharding``; None for the default device.
 
     Returns:
         Parameters by path, and the digest of every tensor as the checkpoint has it.
     """
-    values = {path: _room(shape, kind, sharding_of(path, shape))
+    values = {path: _room(shape, kind, sharding_of(path, shape, mesh))
               for slot in slots for path, shape, kind in _parameters(slot, dtype, quantize) if slot.stacked}
     where = {name: (slot, i) for slot in slots for i, name in enumerate(slot.names)}
     digests: dict[str, str] = {}
@@ -59,7 +55,7 @@ def read_parameters(
             digest = hasher.submit(digest_tensor, name, tensor)
             # int8 is made from what the checkpoint holds, not from what other parameters are rounded to.
             kept = quantize == "int8" and is_linear(slot) and tensor.dtype.itemsize <= 4
-            _place(slot, layer, _as_ours(slot, tensor, tensor.dtype if kept else dtype), values, quantize, sharding_of)
+            _place(slot, layer, _as_ours(slot, tensor, tensor.dtype if kept else dtype), values, quantize, mesh)
             digests[name] = digest.result()
             del tensor, digest
     return values, digests
@@ -101,13 +97,13 @@ def _as_ours(slot: WeightSlot, tensor: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def _place(slot: WeightSlot, layer: int, tensor: np.ndarray, values: dict[ParameterPath, jax.Array], quantize: Quantize,
-           sharding_of: ShardingOf) -> None:
+           mesh: Mesh | None) -> None:
     """Write one tensor into ``values``; when it returns, the host's copy is no longer needed."""
-    sharding = sharding_of(slot.path, slot.our_shape)
+    sharding = sharding_of(slot.path, slot.our_shape, mesh)
     if not slot.stacked:
-        values[slot.path] = jax.block_until_ready(_put(tensor, sharding))
+        values[slot.path] = jax.block_until_ready(put(tensor, sharding))
         return
-    placed = _put(tensor, one_layer(sharding))
+    placed = put(tensor, one_layer(sharding))
     if quantize == "none" or not is_linear(slot):
         values[slot.path] = jax.block_until_ready(_write(values[slot.path], placed, np.int32(layer)))
         return
@@ -116,18 +112,9 @@ def _place(slot: WeightSlot, layer: int, tensor: np.ndarray, values: dict[Parame
         _write_int8(values[slot.path], values[scales], placed, np.int32(layer)))
 
 
-def _put(tensor: np.ndarray, sharding: Any) -> jax.Array:
-    """A host array on its devices; every process of a run has it whole and hands over what its devices hold."""
-    if sharding is None:
-        return jax.device_put(tensor)
-    return jax.make_array_from_callback(tensor.shape, sharding, lambda index: tensor[index])
-
-
-def one_layer(sharding: Any) -> Any:
+def one_layer(sharding: NamedSharding | None) -> NamedSharding | None:
     """The sharding of a slice along the leading axis of what has this one (that axis is never split)."""
-    if sharding is None:
-        return None
-    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[1:]))
+    return None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
 
 
 @partial(jax.jit, donate_argnums=0)

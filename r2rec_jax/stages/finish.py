@@ -28,12 +28,12 @@ def export_stage(work: Workspace) -> dict[str, Any]:
 
 
 def export(work: Workspace, checkpoint: str, form: str, out: Path) -> None:
-    """Write one export; the folder appears whole or not at all."""
-    lora = work.adapter(checkpoint)
+    """Write one export; the folder appears whole or not at all. A merge is into full weights, also after int8."""
     if form == "peft":
-        export_peft(work.backbone, lora, work.config.lora, work.tokenizer, out)
+        export_peft(work.backbone, work.adapter(checkpoint), work.config.lora, work.tokenizer, out)
     else:
-        export_merged(work.backbone, lora, work.config.lora, work.tokenizer, out)
+        full = work.load_full()
+        export_merged(full, work.adapter(checkpoint, full), work.config.lora, work.tokenizer, out)
     say(f"export: {form} of {checkpoint} in {out}")
 
 

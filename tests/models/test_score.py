@@ -74,6 +74,19 @@ def test_exports_score_alike(checkpoint, tokenizer, random_lora, tmp_path) -> No
         export_merged(backbone, lora, LoraConfig(), tokenizer, tmp_path / "other")
 
 
+def test_int8_scores_and_says_how_far_they_drift(checkpoint, tmp_path, capsys) -> None:
+    (tmp_path / "text").write_text(TEXT)
+    arguments = ["--backbone", checkpoint, "--text-file", tmp_path / "text", "--json"]
+    assert run(*arguments, tmp_path / "full.json") == 0
+    assert run(*arguments, tmp_path / "int8.json", "--quantize", "int8") == 0
+    full, int8 = (json.loads((tmp_path / name).read_text()) for name in ("full.json", "int8.json"))
+    apart = np.subtract(int8["logprobs"][1:], full["logprobs"][1:])
+    assert int8["drift"] == pytest.approx({"mean": apart.mean(), "mean_abs": np.abs(apart).mean(),
+                                           "max_abs": np.abs(apart).max()})
+    assert 0 < int8["drift"]["mean_abs"] < 0.05
+    assert f"mean absolute {int8['drift']['mean_abs']:.4f}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"--backbone": "./nowhere"}, "./nowhere does not exist"), ({"--text-file": "/nowhere"}, "/nowhere"),
     ({"--text-file": "empty"}, "is empty"), ({"--text-file": "latin"}, "must be UTF-8"),
