@@ -29,11 +29,12 @@ def export_stage(work: Workspace) -> dict[str, Any]:
 
 def export(work: Workspace, checkpoint: str, form: str, out: Path) -> None:
     """Write one export; the folder appears whole or not at all. A merge is into full weights, also after int8."""
+    c = work.config
     if form == "peft":
-        export_peft(work.backbone, work.adapter(checkpoint), work.config.lora, work.tokenizer, out)
+        export_peft(work.backbone, work.adapter(checkpoint), c.lora, work.tokenizer, c.grpo, out)
     else:
         full = work.load_full()
-        export_merged(full, work.adapter(checkpoint, full), work.config.lora, work.tokenizer, out)
+        export_merged(full, work.adapter(checkpoint, full), c.lora, work.tokenizer, c.grpo, out)
     say(f"export: {form} of {checkpoint} in {out}")
 
 
