@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Literal
 
+from r2rec_jax.config import ParallelConfig
 from r2rec_jax.stages.cli import make_parser, parse, run_entry, write_json
 
 DESCRIPTION = """Evaluate a checkpoint of a finished or partly finished run: HitRatio, NDCG and the rates of valid,
@@ -47,20 +49,30 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max_new_tokens", type=int | None, default=None, help="completion limit in tokens")
     parser.add_argument("--batch_size", type=int | None, default=None, help="prompts decoded together")
     parser.add_argument("--json", type=str | None, default=None, metavar="OUT", help="write the result file here too")
-    given = parse(parser, argv)
+    parser.add_class_arguments(ParallelConfig, "parallel")
+    given = parser.instantiate(parse(parser, argv))
 
     from r2rec_jax.evaluation.tables import print_table
+    from r2rec_jax.parallel.distributed import company, is_first, on_first, start
+    from r2rec_jax.progress import mute
     from r2rec_jax.reporting.terminal import print_breakdowns
     from r2rec_jax.stages.evaluation import evaluate_run, lists_name
     from r2rec_jax.stages.run import RunFolder
     from r2rec_jax.stages.workspace import Workspace
 
-    work = Workspace(RunFolder.existing(given.run))
+    run = RunFolder.existing(given.run)
+    work = Workspace(RunFolder(run.path, replace(run.config, parallel=given.parallel)))
+    start(given.parallel)
     names = ("split", "negatives", "users", "temperature", "top_p", "max_new_tokens", "batch_size")
     config = replace(work.config.evaluate, **{n: given[n] for n in names if given[n] is not None})
-    with work.run.locked():
+    with company(), ExitStack() as held:
+        if not is_first():
+            mute()
+        on_first(lambda: held.enter_context(run.locked()))
         result = evaluate_run(work, config, [given.checkpoint],
                               f"results-{lists_name(work, config)}-{given.checkpoint}.json")
+    if not is_first():
+        return
     print_table(result["rows"], result["what"])
     print_breakdowns(result["rows"])
     write_json(given.json, result)
@@ -68,7 +80,12 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run_entry(run, argv)
+    code = run_entry(run, argv)
+    if code:
+        from r2rec_jax.parallel.distributed import leave
+
+        leave(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     from r2rec_jax.stages.run import RunFolder
     from r2rec_jax.stages.workspace import Workspace
 
-    work = Workspace(RunFolder.existing(given.run))
+    work = Workspace(RunFolder.existing(given.run), alone=True)
     export(work, given.checkpoint, given.format, Path(given.out).expanduser())
     write_json(given.json, {"run": given.run, "format": given.format, "out": given.out,
                             "checkpoint": given.checkpoint,

@@ -21,8 +21,19 @@ LINE_EVERY_S = 5.0
 _console = Console(stderr=True, highlight=False)
 
 
+_muted = False
+
+
+def mute() -> None:
+    """Say nothing more: another process of the run speaks for all."""
+    global _muted
+    _muted = True
+
+
 def say(text: str) -> None:
     """Print one plain line to standard error, above any bar that is running."""
+    if _muted:
+        return
     if _console.is_terminal:
         _console.print(text, markup=False)
     else:
@@ -135,6 +146,9 @@ def bar(title: str, total: int | None = None, unit: str = "steps", done: int = 0
         ...     progress.advance(1, loss=0.5)
     """
     shown = Bar(title, total, unit, done)
+    if _muted:
+        yield shown
+        return
     shown._start()
     failed = True
     try:

@@ -32,8 +32,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     from r2rec_jax.stages.run import RunFolder
     from r2rec_jax.stages.workspace import Workspace
 
-    result: dict[str, Any] = recommend(Workspace(RunFolder.existing(given.run)), given.user, given.checkpoint,
-                                       given.top)
+    result: dict[str, Any] = recommend(Workspace(RunFolder.existing(given.run), alone=True), given.user,
+                                       given.checkpoint, given.top)
     show(result)
     write_json(given.json, result)
 

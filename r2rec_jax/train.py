@@ -4,6 +4,7 @@
     python -m r2rec_jax.train --config configs/tiny.yaml        the development loop, from scratch
     python -m r2rec_jax.train --stages sft,grpo --sft.lr 1e-4   some stages, a setting changed
     python -m r2rec_jax.train --config configs/paper.yaml --plan   only how much memory it would take
+    srun python -m r2rec_jax.train --config 8b.yaml --parallel.distributed auto   the same in every process of a run
 """
 
 from __future__ import annotations
@@ -52,15 +53,22 @@ def run(argv: Sequence[str] | None = None) -> None:
         return
     stages = parse_stages(arguments["stages"])
 
+    from r2rec_jax.parallel.distributed import is_first
     from r2rec_jax.stages.pipeline import run_stages
 
     results = run_stages(config, stages, overwrite=arguments["overwrite"])
-    write_json(arguments["json"], results)
+    if is_first():
+        write_json(arguments["json"], results)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run_entry(run, argv)
+    code = run_entry(run, argv)
+    if code:
+        from r2rec_jax.parallel.distributed import leave
+
+        leave(code)
+    return code
 
 
 if __name__ == "__main__":

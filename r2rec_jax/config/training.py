@@ -41,7 +41,8 @@ class SftConfig:
     Attributes:
         epochs: passes over the examples (*paper*: 10).
         batch_size: examples an update.
-        micro_batch: packed rows a device pass; gradients accumulate over an update's rows. 1 is best on a CPU.
+        micro_batch: packed rows a pass, on each device that ``parallel`` gives rows of its own; gradients accumulate
+            over an update's rows. 1 is best on a CPU.
         lr: AdamW learning rate (*paper*: 5e-5).
         warmup: fraction of the updates with a linear warm-up.
         schedule: learning rate after the warm-up.
@@ -142,7 +143,7 @@ class GrpoConfig:
         epochs: passes over the RL queries (*paper*: 1).
         group_size: completions a prompt, G (*reconstructed*: 8).
         prompts_per_step: prompts an update (*reconstructed*: 8).
-        micro_prompts: prompts a device pass; gradients accumulate.
+        micro_prompts: prompts a pass, on each device that ``parallel`` gives rows of its own; gradients accumulate.
         lr: AdamW learning rate (*paper*: 5e-6).
         warmup: fraction of the updates with a linear warm-up.
         schedule: learning rate after the warm-up.
@@ -154,8 +155,8 @@ class GrpoConfig:
         epsilon_high: upper clip range; null equals epsilon.
         beta: weight of the KL term (*reconstructed*: 0.04); 0 skips the reference pass.
         loss: ``grpo`` (mean over a completion, then over completions), ``dr_grpo`` (sum over tokens divided by
-            max_new_tokens), ``dapo`` (mean over all tokens of the update), ``bnpo`` (mean over the tokens of a device
-            pass, then over passes).
+            max_new_tokens), ``dapo`` (mean over all tokens of the update), ``bnpo`` (mean over the tokens of
+            ``micro_prompts`` prompts, then over those means).
         scale_rewards: whose standard deviation divides the advantages: the ``group``'s, the ``batch``'s, or ``none``.
         importance: the ratio to the old policy and its clipping, a ``token`` or a ``sequence`` (GSPO).
         sampler_cap: weigh tokens by min(trainer's / sampler's probability, this) (truncated importance sampling), for a

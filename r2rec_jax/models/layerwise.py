@@ -32,7 +32,7 @@ def _layer(graphdef: Any, lora: nnx.State, base: nnx.State, x: Float[Array, "B T
 
 @partial(jax.jit, static_argnums=0)
 def _embed(graphdef: Any, lora: nnx.State, base: nnx.State, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    return merge_llama(graphdef, lora, base).embed[...][tokens]
+    return merge_llama(graphdef, lora, base).embedded(tokens)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -21,6 +21,7 @@ from r2rec_jax.models.attention import AttentionBackend, attend_segments, resolv
 from r2rec_jax.models.lora import LoraLinear
 from r2rec_jax.models.quantize import Quantize
 from r2rec_jax.models.rope import RopeScaling, angles, inverse_frequencies, rotate
+from r2rec_jax.parallel.sharding import by_rows, table_by_vocabulary
 
 
 @dataclass(frozen=True)
@@ -136,13 +137,14 @@ class LlamaLayer(nnx.Module):
         h = self.attn_norm(x)
         split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)  # noqa: E731
         q, k, v = split(self.q(h)), split(self.k(h)), split(self.v(h))
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        q, k, v = (by_rows(x, heads=2) for x in (rotate(q, cos, sin), rotate(k, cos, sin), v))
+        return q, k, v
 
     def finish(self, x: Float[Array, "... T D"], attended: Float[Array, "... T N H"]) -> Float[Array, "... T D"]:
         """Attention output projection, residual, SwiGLU block, residual."""
         x = x + self.o(attended.reshape(*attended.shape[:-2], -1))
         h = self.mlp_norm(x)
-        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+        return by_rows(x + self.down(jax.nn.silu(self.gate(h)) * self.up(h)))
 
 
 class Llama(nnx.Module):
@@ -163,6 +165,10 @@ class Llama(nnx.Module):
     def head(self) -> Float[Array, "D V"]:
         """The output projection (the embedding transposed when tied)."""
         return self.embed[...].T if self.config.tied else self.lm_head[...]
+
+    def embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """The embeddings of tokens."""
+        return by_rows(table_by_vocabulary(self.embed[...])[tokens])
 
     def rope(self, positions: Int[Array, "... T"]) -> tuple[Float[Array, "... T H2"], Float[Array, "... T H2"]]:
         """cos and sin for these positions."""
@@ -193,7 +199,7 @@ class Llama(nnx.Module):
             attention: backend.
             remat: recompute each layer in the backward pass.
         """
-        x = self.embed[...][tokens]
+        x = self.embedded(tokens)
         cos, sin = self.rope(positions)
         backend = resolve_backend(attention, x.dtype)
         graphdef, stack = self.layer_stack()

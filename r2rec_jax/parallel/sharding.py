@@ -49,11 +49,12 @@ RULES: dict[tuple[str, ...], tuple[Axes, ...]] = {
     ("gate_up",): ("tensor", "fsdp"),
     **{(n,): ("fsdp", "tensor") for n in _SPLIT_IN},
     **{(n,): ((*ROWS, "tensor"),) for n in ("prefix_k", "prefix_v", "suffix_k", "suffix_v")},
+    **{(n,): (None, (*ROWS, "tensor")) for n in ("keys", "values")},  # of all layers
     # batches [B, ...], groups of GRPO [B, C] and the decoder's rows [P, ...]
     **{(n,): (ROWS,) for n in (
         "tokens", "positions", "segments", "parents", "target_index", "target_tokens", "target_weights", "advantages",
         "weights", "sampled", "completions", "old", "reference", "row_ids", "prompt_lengths", "done", "lengths",
-        "logprobs")},
+        "logprobs", "last")},
 }
 """End of an array's path -> mesh axes of its first dimensions; what is not named is replicated, and so are scalars."""
 
@@ -106,21 +107,27 @@ def spec_of(path: tuple[str, ...], shape: tuple[int, ...], sizes: Mapping[str, i
 
 def _split(path: tuple[str, ...], shape: tuple[int, ...], sizes: Mapping[str, int]
            ) -> tuple[list[Axes], list[Undivided]]:
-    if not shape:
-        return [], []
     found: list[Axes] = []
     lost: list[Undivided] = []
-    for dimension, axes in enumerate(rule_of(path)):
-        kept: list[str] = []
-        parts = 1
-        for axis in (axes,) if isinstance(axes, str) else axes or ():
-            if shape[dimension] % (parts * sizes[axis]) == 0:
-                kept.append(axis)
-                parts *= sizes[axis]
-            else:
-                lost.append(Undivided("/".join(path), dimension, shape[dimension], axis, sizes[axis]))
-        found.append(None if not kept else kept[0] if len(kept) == 1 else tuple(kept))
+    for dimension, axes in enumerate(rule_of(path) if shape else ()):
+        kept, others = _divide(axes, shape[dimension], sizes)
+        found.append(kept)
+        lost += [Undivided("/".join(path), dimension, shape[dimension], axis, sizes[axis]) for axis in others]
     return found, lost
+
+
+def _divide(axes: Axes, size: int, sizes: Mapping[str, int]) -> tuple[Axes, list[str]]:
+    """(the axes that together divide a dimension, those that do not)."""
+    kept: list[str] = []
+    lost: list[str] = []
+    parts = 1
+    for axis in (axes,) if isinstance(axes, str) else axes or ():
+        if size % (parts * sizes[axis]) == 0:
+            kept.append(axis)
+            parts *= sizes[axis]
+        else:
+            lost.append(axis)
+    return None if not kept else kept[0] if len(kept) == 1 else tuple(kept), lost
 
 
 def undivided(tree: Any, sizes: Mapping[str, int]) -> list[Undivided]:
@@ -182,6 +189,44 @@ def replicate(tree: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return tree
     return jax.tree.map(lambda leaf: put(leaf, NamedSharding(mesh, PartitionSpec())), tree)
+
+
+def place_rows(value: Any, mesh: Mesh | None) -> Any:
+    """One array of rows, split over them; without a mesh, the array itself.
+
+    Raises:
+        ValueError: the rows are no multiple of data x fsdp.
+    """
+    return value if mesh is None else put(value, NamedSharding(mesh, PartitionSpec(ROWS)))
+
+
+def by_rows(x: jax.Array, heads: int | None = None) -> jax.Array:
+    """Inside a program: activations lie by rows, so that the weights come to the rows and not the other way round.
+
+    Left to itself the compiler may split them like the weights or the caches, and move them back and forth in every
+    layer. Nothing where the program is compiled for no mesh.
+
+    Args:
+        x: rows first.
+        heads: the axis that is split over ``tensor`` besides.
+    """
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    if not sizes:
+        return x
+    axes: list[Axes] = [None] * x.ndim
+    axes[0] = _divide(ROWS, x.shape[0], sizes)[0]
+    if heads is not None:
+        axes[heads] = _divide("tensor", x.shape[heads], sizes)[0]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def table_by_vocabulary(table: jax.Array) -> jax.Array:
+    """Inside a program: an embedding [V, D] whose columns come together before rows are looked up in it; otherwise the
+    compiler gathers what was looked up, for all rows on every device."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    if not sizes:
+        return table
+    return jax.lax.with_sharding_constraint(table, PartitionSpec(_divide("tensor", table.shape[0], sizes)[0], None))
 
 
 def to_host(tree: Any) -> Any:

@@ -11,6 +11,8 @@
   what ended: it reports progress, enlarges the suffix cache when it is full, and drops prompts that are complete.
 - SmolLM2-135M in float32, 8 samples of a 512-token prompt, 64 new tokens, CPU seconds on two shared cores: decoding 4.4
   with ``merged`` layers and 5.7 with ``stored`` ones (its matrix products alone 3.7), prefill 1.4, merging 0.25.
+- On a mesh the prompts are dealt out to its row shards, longest last, and stay there: a prefill pass takes as many
+  prompts of each shard, and compaction drops them within a shard. Bucket sizes then count for one shard.
 - The adapter and the backbone are arguments of every jitted function, never constants in it: a changed adapter
   changes the next rollout without a new compile.
 """
@@ -26,15 +28,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from r2rec_jax.models.attention import AttentionBackend
 from r2rec_jax.models.llama import LlamaConfig
+from r2rec_jax.parallel.compiling import compile_placed
+from r2rec_jax.parallel.mesh import row_shards
+from r2rec_jax.parallel.sharding import place_rows, replicate, to_host
 from r2rec_jax.sampling.program import (
     DecodeState,
     Sampling,
     empty_caches,
     first_tokens,
+    join_last,
     place_layer,
     prefill,
     reshape_cache,
@@ -115,12 +122,13 @@ class Decoder:
             a CPU and ``stored`` elsewhere.
         attention: backend of the prefill.
         buckets: sizes.
+        mesh: where ``lora`` and ``base`` are placed; None for a single device.
     """
 
     def __init__(
         self, graphdef: Any, config: LlamaConfig, end_ids: Sequence[int], pad_id: int, *,
         layout: Literal["auto", "stored", "merged"] = "auto", attention: AttentionBackend = "auto",
-        buckets: Buckets | None = None,
+        buckets: Buckets | None = None, mesh: Mesh | None = None,
     ) -> None:
         bad = [i for i in (*end_ids, pad_id) if not 0 <= i < config.vocab_size]
         if bad or not end_ids:
@@ -130,6 +138,7 @@ class Decoder:
         self.end_ids, self.pad_id = tuple(end_ids), pad_id
         self.layout, self.attention = layout, attention
         self.buckets = buckets or Buckets()
+        self.mesh, self.shards = mesh, row_shards(mesh)
         self._compiled: dict[tuple[Any, ...], Any] = {}
         self._on_compile: OnCompile | None = None
 
@@ -169,11 +178,13 @@ class Decoder:
             raise ValueError(f"row_ids must be {len(prompts)} x {group} distinct integers in 0..2**31 - 1; got shape "
                              f"{ids.shape}, {len(np.unique(ids))} distinct in {ids.min()}..{ids.max()}")
         rule = Sampling(greedy=temperature == 0, cut=top_p < 1, end_ids=self.end_ids, pad_id=self.pad_id)
-        numbers = (jnp.float32(temperature), jnp.float32(top_p))
-        order = np.argsort([len(p) for p in prompts], kind="stable")
-        state = self._start(lora, base, [prompts[i] for i in order], ids.reshape(-1, group)[order], max_new_tokens,
-                            rule, key, numbers)
-        rows = _Rows(order, group, max_new_tokens, self.pad_id)
+        numbers = (np.float32(temperature), np.float32(top_p))
+        key = replicate(key, self.mesh)
+        places = self._places([len(p) for p in prompts])
+        filled = [prompts[i] if i >= 0 else [self.pad_id] for i in places]
+        filled_ids = np.where(places[:, None] >= 0, ids.reshape(-1, group)[places], 0).astype(np.int32)
+        state = self._start(lora, base, filled, filled_ids, places >= 0, max_new_tokens, rule, key, numbers)
+        rows = _Rows(places, len(prompts), group, max_new_tokens, self.pad_id)
         merged = self._merged(lora, base)
         self._decode(merged, lora, base, state, rows, rule, key, numbers, on_progress)
         return rows.rollout()
@@ -193,50 +204,65 @@ class Decoder:
             raise ValueError(f"prompt and completion must fit the backbone's {self.config.max_positions} positions; "
                              f"got {longest}: lower max_new_tokens or the prompt limit")
 
+    def _places(self, lengths: Sequence[int]) -> np.ndarray:
+        """Which prompt each row of the device batch holds, -1 for none: by length, dealt out to the shards.
+
+        Example: lengths 5 1 3 in two shards give rows [-1, 2 | 1, 0].
+        """
+        count = self.shards * size_bucket(-(-len(lengths) // self.shards))
+        order = np.concatenate([np.full(count - len(lengths), -1), np.argsort(lengths, kind="stable")])
+        return order.reshape(-1, self.shards).T.reshape(-1)
+
     def _start(
-        self, lora: nnx.State, base: nnx.State, prompts: list[Sequence[int]], row_ids: np.ndarray, limit: int,
-        rule: Sampling, key: Array, numbers: tuple[Array, Array],
+        self, lora: nnx.State, base: nnx.State, prompts: Sequence[Sequence[int]], row_ids: np.ndarray,
+        alive: np.ndarray, limit: int, rule: Sampling, key: Array, numbers: tuple[Any, Any],
     ) -> DecodeState:
-        """Prefill the prompts (shortest first) and draw every row's first token."""
-        group, count = row_ids.shape[1], size_bucket(len(prompts))
-        extra = count - len(prompts)
-        filled = [[self.pad_id]] * extra + prompts
-        ids = np.concatenate([np.zeros((extra, group), np.int64), row_ids]).astype(np.int32)
+        """Prefill the prompts and draw every row's first token."""
+        count, group = row_ids.shape
+        lengths = np.array([len(p) for p in prompts], np.int32)
         capacity = min(self.buckets.segment, -(-limit // 32) * 32)
-        caches = empty_caches(self.config, count, group, size_bucket(len(prompts[-1]), self.buckets.prompt_tokens),
-                              capacity, jax.tree.leaves(base)[0].dtype)
-        caches, hidden = self._prefill(lora, base, filled, caches)
-        lengths = np.array([len(p) for p in filled], np.int32)
+        slots = size_bucket(int(lengths.max()), self.buckets.prompt_tokens)
+        sizes = (self.config, count, group, slots, capacity, jax.tree.leaves(base)[0].dtype)
+        caches = empty_caches(*sizes) if self.mesh is None else self._call(
+            "empty caches", empty_caches, sizes, (), key=sizes[1:])
+        caches, hidden = self._prefill(lora, base, prompts, caches)
+        rows = [place_rows(x, self.mesh) for x in (lengths, alive, row_ids)]
         state = self._call(
-            "first token", first_tokens, (self.graphdef, rule, capacity),
-            (lora, base, hidden, lengths, np.arange(count) >= extra, ids, key, *numbers),
+            "first token", first_tokens, (self.graphdef, rule, capacity), (lora, base, hidden, *rows, key, *numbers),
             key=(count, group, capacity, rule))
         return replace(state, caches=caches)
 
     def _prefill(
-        self, lora: nnx.State, base: nnx.State, prompts: list[Sequence[int]], caches: tuple[Cache, ...],
+        self, lora: nnx.State, base: nnx.State, prompts: Sequence[Sequence[int]], caches: tuple[Cache, ...],
     ) -> tuple[tuple[Cache, ...], Array]:
-        """Keys, values and last hidden states of all prompts (sorted by length), a few prompts a pass."""
-        unit, count, kv_heads = self.buckets.prompt_tokens, len(prompts), self.config.kv_heads
+        """Keys, values and last hidden states of all prompts (sorted by length in each shard), a few a pass."""
+        unit, count, kv_heads = self.buckets.prompt_tokens, len(prompts) // self.shards, self.config.kv_heads
         slots = caches[0].prefix_k.shape[2]
-        hidden: list[Array] = []
+        starts, hidden = [], []
         rows = max(1, min(count, self.buckets.prefill_tokens // slots))
         for begin in range(0, count, rows):
             at = min(begin, count - rows)  # the last pass may repeat some prompts of the one before
-            width = -(-len(prompts[at + rows - 1]) // unit) * unit
-            tokens = np.full((rows, width), self.pad_id, np.int32)
-            for row, prompt in zip(tokens, prompts[at:at + rows], strict=True):
+            chosen = [prompts[shard * count + at + i] for shard in range(self.shards) for i in range(rows)]
+            lengths = np.array([len(p) for p in chosen], np.int32)
+            width = -(-int(lengths.max()) // unit) * unit
+            tokens = np.full((len(chosen), width), self.pad_id, np.int32)
+            for row, prompt in zip(tokens, chosen, strict=True):
                 row[:len(prompt)] = prompt
-            lengths = np.array([len(p) for p in prompts[at:at + rows]], np.int32)
-            keys, values, last = self._call("prefill", prefill, (self.graphdef, self.attention),
-                                            (lora, base, tokens, lengths), key=(rows, width))
-            hidden.append(last[begin - at:])
+            inputs = [place_rows(x, self.mesh) for x in (tokens, lengths)]
+            done = self._call("prefill", prefill, (self.graphdef, self.attention), (lora, base, *inputs),
+                              key=(len(chosen), width))
+            starts.append(begin - at)
+            hidden.append(done.last)
             place = np.int32(at * kv_heads)
             caches = tuple(
-                self._call("place", place_layer, (), (cache, keys, values, np.int32(layer), place),
+                self._call("place", place_layer, (self.shards,),
+                           (cache, done.keys, done.values, np.int32(layer), place),
                            key=(*cache.suffix_k.shape, count, slots, rows, width), donate=(0,))
                 for layer, cache in enumerate(caches))
-        return caches, jnp.concatenate(hidden)
+        if len(hidden) == 1:
+            return caches, hidden[0]
+        joined = self._call("join", join_last, (self.shards, tuple(starts)), (tuple(hidden),), key=(count, *starts))
+        return caches, joined["last"]
 
     def _merged(self, lora: nnx.State, base: nnx.State) -> tuple[MergedLayer, ...] | None:
         layout = self.layout
@@ -250,7 +276,7 @@ class Decoder:
 
     def _decode(
         self, merged: tuple[MergedLayer, ...] | None, lora: nnx.State, base: nnx.State, state: DecodeState,
-        rows: _Rows, rule: Sampling, key: Array, numbers: tuple[Array, Array], on_progress: OnProgress | None,
+        rows: _Rows, rule: Sampling, key: Array, numbers: tuple[Any, Any], on_progress: OnProgress | None,
     ) -> None:
         """Run segments until every row has ended; finished prompts leave at the boundaries."""
         sizes = self.buckets
@@ -259,16 +285,18 @@ class Decoder:
             step = int(state.step)
             if not alive.any() or step >= rows.limit:
                 return
-            prompts, group, capacity = state.tokens.shape
-            wanted, room = size_bucket(int(alive.sum())), capacity
-            few = prompts * group <= sizes.compact_rows or rows.limit - step <= sizes.look_every
-            if wanted * 2 > prompts or few:
-                wanted = prompts
+            _, group, capacity = state.tokens.shape
+            alive = alive.reshape(self.shards, -1)
+            held = alive.shape[1]
+            wanted, room = size_bucket(int(alive.sum(axis=1).max())), capacity
+            few = held * group <= sizes.compact_rows or rows.limit - step <= sizes.look_every
+            if wanted * 2 > held or few:
+                wanted = held
             if step == capacity:
                 room = min(2 * capacity, -(-rows.limit // 32) * 32)
-            if wanted != prompts or room != capacity:
-                keep = np.argsort(~alive, kind="stable")[:wanted].astype(np.int32)
-                rows.keep(keep)
+            if wanted != held or room != capacity:
+                keep = np.argsort(~alive, axis=1, kind="stable")[:, :wanted].astype(np.int32)
+                rows.keep((np.arange(self.shards)[:, None] * held + keep).reshape(-1))
                 state = self._reshape(state, keep, room)
             stop = np.int32(min(step + sizes.look_every, room, rows.limit))
             state = self._call("decode", segment, (self.graphdef, rule),
@@ -276,8 +304,8 @@ class Decoder:
                                key=(*_shape(state), rule), donate=(3,))
 
     def _reshape(self, state: DecodeState, keep: np.ndarray, capacity: int) -> DecodeState:
-        """The state with these prompts and this suffix capacity."""
-        prompts, key = len(state.done), (*_shape(state), len(keep), capacity)
+        """The state with these prompts of each shard and this suffix capacity."""
+        prompts, key = len(state.done), (*_shape(state), keep.size, capacity)
         caches = tuple(self._call("reshape cache", reshape_cache, (capacity, prompts), (cache, keep), key=key)
                        for cache in state.caches)
         rows = self._call("reshape", reshape_rows, (capacity, self.pad_id), (replace(state, caches=()), keep), key=key)
@@ -288,8 +316,7 @@ class Decoder:
         """Run ``function(*static, *args)``, compiled once for each (what, key)."""
         if (what, key) not in self._compiled:
             began = time.perf_counter()
-            jitted = jax.jit(lambda *a: function(*static, *a), donate_argnums=donate)
-            self._compiled[what, key] = jitted.lower(*args).compile()
+            self._compiled[what, key] = compile_placed(lambda *a: function(*static, *a), args, donate, self.mesh)
             if self._on_compile is not None:
                 self._on_compile(f"{what} {'x'.join(str(k) for k in key if isinstance(k, int))}".strip(),
                                  time.perf_counter() - began)
@@ -304,23 +331,20 @@ def _shape(state: DecodeState) -> tuple[int, int, int, int]:
 class _Rows:
     """The host's side of a call: where each prompt of the device batch belongs, and what it has produced."""
 
-    def __init__(self, order: np.ndarray, group: int, limit: int, pad_id: int) -> None:
-        self.limit = limit
-        shape = (len(order), group, limit)
+    def __init__(self, places: np.ndarray, prompts: int, group: int, limit: int, pad_id: int) -> None:
+        self.limit, self.places = limit, places
+        shape = (prompts, group, limit)
         self.tokens, self.logprobs = np.full(shape, pad_id, np.int32), np.zeros(shape, np.float32)
         self.lengths, self.finished = np.zeros(shape[:2], np.int32), np.zeros(shape[:2], bool)
-        self.order, self.places = order, np.zeros(0, np.int64)
 
     def collect(self, state: DecodeState, on_progress: OnProgress | None) -> np.ndarray:
         """Copy what the device has; returns which prompts of its batch still have a row running."""
-        done, lengths = np.asarray(state.done), np.asarray(state.lengths)
-        if not self.places.size:
-            self.places = np.concatenate([np.full(len(done) - len(self.order), -1), self.order])
+        done, lengths, tokens, logprobs = to_host((state.done, state.lengths, state.tokens, state.logprobs))
         real = self.places >= 0
-        at, width = self.places[real], min(self.limit, state.tokens.shape[2])
+        at, width = self.places[real], min(self.limit, tokens.shape[2])
         new = int(lengths[real].sum() - self.lengths[at].sum())
-        self.tokens[at, :, :width] = np.asarray(state.tokens)[real, :, :width]
-        self.logprobs[at, :, :width] = np.asarray(state.logprobs)[real, :, :width]
+        self.tokens[at, :, :width] = tokens[real, :, :width]
+        self.logprobs[at, :, :width] = logprobs[real, :, :width]
         self.lengths[at], self.finished[at] = lengths[real], done[real]
         if on_progress is not None and new:
             on_progress(new)

@@ -75,16 +75,25 @@ def empty_caches(config: LlamaConfig, prompts: int, group: int, slots: int, capa
     return tuple(Cache(*(jnp.zeros(shape, dtype) for shape in shapes)) for _ in range(config.layers))
 
 
+@struct.dataclass
+class Prefilled:
+    """What :func:`prefill` computes of some prompts.
+
+    Attributes:
+        keys, values: of every layer, as :class:`r2rec_jax.sampling.step.Cache` holds them.
+        last: the final normalised hidden state at each prompt's last token.
+    """
+
+    keys: Float[Array, "L CK H S"]
+    values: Float[Array, "L CK S H"]
+    last: Float[Array, "C D"]
+
+
 def prefill(
     graphdef: Any, attention: AttentionBackend, lora: nnx.State, base: nnx.State, tokens: Int[Array, "C S"],
     lengths: Int[Array, " C"],
-) -> tuple[Float[Array, "L CK H S"], Float[Array, "L CK S H"], Float[Array, "C D"]]:
-    """Run some prompts, right-padded to S tokens.
-
-    Returns:
-        Keys and values of every layer as :class:`r2rec_jax.sampling.step.Cache` holds them, and the final normalised
-        hidden state at each prompt's last token.
-    """
+) -> Prefilled:
+    """Run some prompts, right-padded to S tokens."""
     model = merge_llama(graphdef, lora, base)
     rows, width = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(width), (rows, width))
@@ -100,23 +109,41 @@ def prefill(
         attended = attend_segments(q, k, v, real, parents, backend)
         return layer.finish(x, attended), (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
 
-    x, (keys, values) = lax.scan(block, model.embed[...][tokens], stack)
+    x, (keys, values) = lax.scan(block, model.embedded(tokens), stack)
 
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
     keys, values = (y.reshape(y.shape[0], -1, *y.shape[3:]) for y in (keys, values))
-    return keys, values, model.norm(last)
+    return Prefilled(keys, values, model.norm(last))
 
 
-def place_layer(cache: Cache, keys: Float[Array, "L CK H S"], values: Float[Array, "L CK S H"], layer: Int[Array, ""],
-                at: Int[Array, ""]) -> Cache:
-    """Write one layer of a prefill into its cache (donated), from batch row ``at`` = prompt x K on.
+def place_layer(shards: int, cache: Cache, keys: Float[Array, "L CK H S"], values: Float[Array, "L CK S H"],
+                layer: Int[Array, ""], at: Int[Array, ""]) -> Cache:
+    """Write one layer of a prefill into its cache (donated), from batch row ``at`` = prompt x K of each shard on.
 
     A program of its own, called once a layer: sixty writes inside the prefill triple its compile time.
+
+    Args:
+        shards: parts that the prompts are split into; a pass holds as many prompts of each.
+        cache, keys, values, layer, at: what is written where.
     """
     def write(old: Array, new: Array) -> Array:
-        return lax.dynamic_update_slice(old, lax.dynamic_index_in_dim(new, layer, keepdims=False), (at, 0, 0))
+        split = lambda x: x.reshape(shards, -1, *x.shape[1:])  # noqa: E731
+        one = lax.dynamic_index_in_dim(new, layer, keepdims=False)
+        return lax.dynamic_update_slice(split(old), split(one), (0, at, 0, 0)).reshape(old.shape)
 
     return replace(cache, prefix_k=write(cache.prefix_k, keys), prefix_v=write(cache.prefix_v, values))
+
+
+def join_last(shards: int, starts: tuple[int, ...], parts: tuple[Float[Array, "C D"], ...]) -> dict[str, Array]:
+    """The last hidden states of all prompts, from the passes of a prefill.
+
+    Args:
+        shards: parts that the prompts are split into.
+        starts: how many prompts of each shard a pass repeats from the one before.
+        parts: of the passes.
+    """
+    split = [part.reshape(shards, -1, part.shape[-1])[:, start:] for start, part in zip(starts, parts, strict=True)]
+    return {"last": jnp.concatenate(split, axis=1).reshape(-1, parts[0].shape[-1])}
 
 
 def logits_of(model: Llama, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
@@ -206,7 +233,7 @@ def segment(
         slot = state.step - 1
         cos, sin = model.rope(state.prompt_lengths + slot)
         place = Place(slot, cos, sin, prefix_seen, jnp.arange(capacity) <= slot)
-        x = model.embed[...][lax.dynamic_index_in_dim(state.tokens, slot, axis=2, keepdims=False)]
+        x = model.embedded(lax.dynamic_index_in_dim(state.tokens, slot, axis=2, keepdims=False))
         if merged is None:
             x, caches = stored_step(layers, x, state.caches, place)
         else:
@@ -217,22 +244,30 @@ def segment(
     return lax.while_loop(lambda s: (s.step < stop) & ~jnp.all(s.done), turn, state)
 
 
-def reshape_rows(capacity: int, pad_id: int, state: DecodeState, keep: Int[Array, " P"]) -> DecodeState:
-    """Keep some prompts and make room for ``capacity`` tokens; the caches follow by :func:`reshape_cache`."""
+def reshape_rows(capacity: int, pad_id: int, state: DecodeState, keep: Int[Array, "shards P"]) -> DecodeState:
+    """Keep some prompts of each shard and make room for ``capacity`` tokens; the caches follow by
+    :func:`reshape_cache`."""
     def longer(x: Array, fill: int) -> Array:
-        return jnp.pad(x[keep], ((0, 0), (0, 0), (0, capacity - x.shape[2])), constant_values=fill)
+        return jnp.pad(_pick(x, keep), ((0, 0), (0, 0), (0, capacity - x.shape[2])), constant_values=fill)
 
     return DecodeState(
-        step=state.step, row_ids=state.row_ids[keep], prompt_lengths=state.prompt_lengths[keep],
-        done=state.done[keep], lengths=state.lengths[keep], tokens=longer(state.tokens, pad_id),
+        step=state.step, row_ids=_pick(state.row_ids, keep), prompt_lengths=_pick(state.prompt_lengths, keep),
+        done=_pick(state.done, keep), lengths=_pick(state.lengths, keep), tokens=longer(state.tokens, pad_id),
         logprobs=longer(state.logprobs, 0), caches=())
 
 
-def reshape_cache(capacity: int, prompts: int, cache: Cache, keep: Int[Array, " P"]) -> Cache:
+def reshape_cache(capacity: int, prompts: int, cache: Cache, keep: Int[Array, "shards P"]) -> Cache:
     """The same for one layer's cache of ``prompts`` prompts."""
     def pick(x: Array) -> Array:
-        return x.reshape(prompts, -1, *x.shape[1:])[keep].reshape(-1, *x.shape[1:])
+        return _pick(x.reshape(prompts, -1, *x.shape[1:]), keep).reshape(-1, *x.shape[1:])
 
     more = capacity - cache.suffix_k.shape[2]
     return Cache(pick(cache.prefix_k), pick(cache.prefix_v), jnp.pad(pick(cache.suffix_k), ((0, 0), (0, 0), (0, more))),
                  jnp.pad(pick(cache.suffix_v), ((0, 0), (0, more), (0, 0))))
+
+
+def _pick(x: Array, keep: Int[Array, "shards P"]) -> Array:
+    """Some rows of each shard, none of which leaves it: places [[1], [0]] of rows a b | c d give b | c."""
+    shards = keep.shape[0]
+    split = x.reshape(shards, -1, *x.shape[1:])
+    return jax.vmap(lambda rows, places: rows[places])(split, keep).reshape(-1, *x.shape[1:])

@@ -21,12 +21,20 @@ from r2rec_jax.data.queries import Query, split_name
 from r2rec_jax.data.splits import item_edges
 from r2rec_jax.evaluation.generation import policy_generate
 from r2rec_jax.evaluation.predictions import Prediction, read_predictions
-from r2rec_jax.evaluation.protocol import EvaluationQuery, Generate, evaluate_system, summarize
+from r2rec_jax.evaluation.protocol import (
+    Completions,
+    EvaluationQuery,
+    Generate,
+    OnTokens,
+    evaluate_system,
+    summarize,
+)
 from r2rec_jax.evaluation.ranks import from_predictions, write_ranks
 from r2rec_jax.evaluation.significance import compare
 from r2rec_jax.evaluation.tables import result_file
 from r2rec_jax.files import write_json
-from r2rec_jax.stages.rendering import count_dropped, render_queries
+from r2rec_jax.parallel.distributed import follow, is_first, leading, on_first
+from r2rec_jax.stages.rendering import RenderedQuery, count_dropped, render_queries
 from r2rec_jax.stages.run import stage_key
 from r2rec_jax.stages.thinking import shown_thoughts
 from r2rec_jax.stages.workspace import Workspace
@@ -80,7 +88,11 @@ def make_generate(work: Workspace, checkpoint: str, config: EvaluateConfig) -> G
 
 def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig, queries: Sequence[EvaluationQuery]
                         ) -> list[Prediction]:
-    """Predictions of one checkpoint, resumed from what its file holds already."""
+    """Predictions of one checkpoint, resumed from what its file holds already.
+
+    All processes decode every batch together; process 0 decides which batches are left, judges and keeps the answers,
+    and the others return none.
+    """
     system = system_name(work, checkpoint)
     settings = {k: v for k, v in as_plain(config).items() if k not in ("systems", "users")} | {
         "negatives": negatives_of(work, config)}
@@ -88,12 +100,22 @@ def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig
     source = fingerprint(work.backbone.sha256, checkpoint, stage_key(work.config, trained), settings,
                          jax.default_backend())
     path = work.run.folder("evaluate") / f"predictions-{lists_name(work, config)}-{system}.jsonl"
-    return evaluate_system(system, queries, make_generate(work, checkpoint, config), path=path, source=source,
-                           batch_size=config.batch_size, form=work.config.prompts.answer.form)
+    generate = make_generate(work, checkpoint, config)
+
+    def draw(rows: Sequence[int], prompts: Sequence[Sequence[int]], told: OnTokens = lambda count: None) -> Completions:
+        return generate(rows, prompts, told)
+
+    if not is_first():
+        follow(draw)
+        return []
+    with leading(draw) as together:
+        return evaluate_system(
+            system, queries, lambda rows, prompts, on_tokens: together(rows, prompts, told=on_tokens), path=path,
+            source=source, batch_size=config.batch_size, form=work.config.prompts.answer.form)
 
 
 def evaluate_run(work: Workspace, config: EvaluateConfig, checkpoints: Sequence[str], file: str) -> dict[str, Any]:
-    """Evaluate checkpoints and write the result file ``<run>/evaluate/<file>``.
+    """Evaluate checkpoints and write the result file ``<run>/evaluate/<file>``; every process of a run calls it.
 
     Returns:
         The result file's contents.
@@ -103,16 +125,23 @@ def evaluate_run(work: Workspace, config: EvaluateConfig, checkpoints: Sequence[
                               shown_thoughts(work, queries))
     asked = [r.for_evaluation(work.prepared) for r in rendered]
     predictions = {name: evaluate_checkpoint(work, name, config, asked) for name in checkpoints}
+    return on_first(lambda: _report(work, config, rendered, predictions, file))
+
+
+def _report(work: Workspace, config: EvaluateConfig, rendered: Sequence[RenderedQuery],
+            predictions: dict[str, list[Prediction]], file: str) -> dict[str, Any]:
+    """Rows, ranks and comparison of what was answered, written."""
     c = work.config
     edges = _target_edges(work, config)
     rows = [summarize(mine, dataset=c.data.name, negatives=negatives_of(work, config), seed=c.train_seed,
                       split=split_name(c.data.split, config.split), target_edges=edges)
             | {"split_seed": c.data.split_seed, "candidates": c.data.candidates}
             for mine in predictions.values()]
-    for name in checkpoints:
+    for name in predictions:
         _write_ranks(work, config, system_name(work, name))
+    settings = {k: v for k, v in as_plain(c).items() if k != "parallel"}  # no result depends on it
     result = result_file(
-        what(c), rows, fingerprint(as_plain(c)), note=c.note, prompts=count_dropped(rendered),
+        what(c), rows, fingerprint(settings), note=c.note, prompts=count_dropped(rendered),
         settings=as_plain(config), significance=_compare(predictions), base_sha256=work.backbone.sha256,
         backbone=c.backbone.source)
     write_json(work.run.folder("evaluate") / file, result)

@@ -1,5 +1,5 @@
 """The stages that train: pretrain (``tiny`` only), sft and grpo. They connect files, prompts and rewards to the loops
-in ``training``, which know tokens and arrays alone.
+in ``training``, which know tokens and arrays alone. Every process of a run calls them; process 0 alone writes.
 
 Each leaves ``<run>/<stage>/checkpoints`` to resume from and its product beside them: ``backbone/`` (an HF folder) or
 ``adapter/`` (a PEFT folder).
@@ -20,6 +20,8 @@ from r2rec_jax.models.backbone import Backbone, random_backbone, tiny_hf_config,
 from r2rec_jax.models.huggingface import save_merged
 from r2rec_jax.models.lora import init_lora
 from r2rec_jax.models.peft import save_adapter
+from r2rec_jax.parallel.distributed import is_first, on_first
+from r2rec_jax.parallel.sharding import to_host
 from r2rec_jax.progress import say
 from r2rec_jax.rewards.functions import Columns, add_functions, call_function, load_functions
 from r2rec_jax.rewards.steps import Band, resolve_band
@@ -36,6 +38,7 @@ from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.policy import FrozenModel
 from r2rec_jax.training.pretrain import train_pretrain
 from r2rec_jax.training.sft import train_sft
+from r2rec_jax.training.shared import SharedCheckpoints
 from r2rec_jax.training.state import stream_key
 
 
@@ -50,8 +53,8 @@ def pretrain_stage(work: Workspace) -> dict[str, Any]:
     texts = pretraining_texts(work)
     trained = train_pretrain(
         _frozen(work, fresh), fresh.lora, texts, c.pretrain, seed=c.train_seed, pad_id=tokenizer.pad_id,
-        checkpoints=_checkpoints(work, "pretrain", fresh, None), metrics=MetricsWriter(work.run.path, "pretrain"))
-    backbone = with_base(fresh, trained.params, "tiny")
+        checkpoints=_checkpoints(work, "pretrain", fresh, None), metrics=_metrics(work, "pretrain"))
+    backbone = with_base(fresh, to_host(trained.params), "tiny")
     _replace(folder / "backbone", lambda out: save_merged(backbone, None, out, tokenizer.save))
     parameters = sum(int(np.prod(x.shape)) for x in _leaves(backbone.base))
     return {"parameters": parameters, "texts": len(texts), "tokens": sum(map(len, texts)), "steps": trained.steps,
@@ -68,7 +71,7 @@ def sft_stage(work: Workspace) -> dict[str, Any]:
         f"{sum(len(e.completion_ids) for e in examples)} trained on; adapter r={c.lora.rank}")
     trained = train_sft(
         _frozen(work, backbone), fresh_adapter(work), examples, c.sft, seed=c.train_seed, pad_id=tokenizer.pad_id,
-        checkpoints=_checkpoints(work, "sft", backbone, c.lora), metrics=MetricsWriter(work.run.path, "sft"))
+        checkpoints=_checkpoints(work, "sft", backbone, c.lora), metrics=_metrics(work, "sft"))
     _keep_adapter(work, "sft", trained.params)
     return {"examples": len(examples), "tokens": sum(e.length for e in examples), "steps": trained.steps,
             "skipped": trained.skipped, "base_sha256": backbone.sha256}
@@ -88,8 +91,8 @@ def grpo_stage(work: Workspace) -> dict[str, Any]:
     trained = train_grpo(
         _frozen(work, backbone), start, [Example(r.query.query_id, r.chat.ids, ()) for r in rendered], c.grpo,
         environment, seed=c.train_seed, checkpoints=_checkpoints(work, "grpo", backbone, c.lora),
-        metrics=MetricsWriter(work.run.path, "grpo"),
-        completions_log=JsonLines(work.run.folder("grpo") / "completions.jsonl"))
+        metrics=_metrics(work, "grpo"),
+        completions_log=JsonLines(work.run.folder("grpo") / "completions.jsonl") if is_first() else None)
     _keep_adapter(work, "grpo", trained.params)
     return {**count_dropped(rendered), "band": [band.low, band.high], "steps": trained.steps,
             "skipped": trained.skipped, "base_sha256": backbone.sha256}
@@ -135,22 +138,32 @@ def fresh_adapter(work: Workspace) -> nnx.State:
 
 
 def _frozen(work: Workspace, backbone: Backbone) -> FrozenModel:
-    return FrozenModel.from_config(backbone.graphdef, backbone.base, work.config.backbone)
+    return FrozenModel.from_config(backbone.graphdef, backbone.base, work.config.backbone, work.mesh)
 
 
-def _checkpoints(work: Workspace, stage: str, backbone: Backbone, lora: LoraConfig | None) -> Checkpoints:
+def _metrics(work: Workspace, stage: str) -> MetricsWriter | None:
+    return MetricsWriter(work.run.path, stage) if is_first() else None
+
+
+def _checkpoints(work: Workspace, stage: str, backbone: Backbone, lora: LoraConfig | None
+                 ) -> Checkpoints | SharedCheckpoints:
     identity = Identity(stage, backbone.sha256, stage_key(work.config, stage), lora)
-    return Checkpoints(work.run.folder(stage) / "checkpoints", identity)
+    folder = work.run.folder(stage) / "checkpoints"
+    return Checkpoints(folder, identity) if work.mesh is None else SharedCheckpoints(folder, identity, work.mesh)
 
 
 def _keep_adapter(work: Workspace, stage: str, lora: nnx.State) -> None:
-    _replace(work.run.folder(stage) / "adapter", lambda out: save_adapter(lora, work.config.lora, work.backbone, out))
+    whole = to_host(lora)
+    _replace(work.run.folder(stage) / "adapter", lambda out: save_adapter(whole, work.config.lora, work.backbone, out))
 
 
 def _replace(folder: Path, write: Any) -> None:
     """Write a product that must be new; one left by a run that was cut off between two steps is replaced."""
-    shutil.rmtree(folder, ignore_errors=True)
-    write(folder)
+    def renew() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        write(folder)
+
+    on_first(renew)
 
 
 def _leaves(tree: nnx.State) -> list[Any]:

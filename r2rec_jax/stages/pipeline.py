@@ -1,17 +1,27 @@
-"""Runs stages in order: skips what is done, goes on with what was interrupted, ends with the table and the plots."""
+"""Runs stages in order: skips what is done, goes on with what was interrupted, ends with the table and the plots.
+
+In a run over several processes all of them come here. The stages that compute on the whole mesh are run by all; process
+0 runs the others alone and keeps the run folder, and the others wait and are told.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from r2rec_jax.config import TrainConfig, as_plain
-from r2rec_jax.progress import format_duration, say
+from r2rec_jax.parallel.distributed import company, is_first, on_first, several, start
+from r2rec_jax.progress import format_duration, mute, say
 from r2rec_jax.stages.run import RunFolder, builds_on
 from r2rec_jax.stages.workspace import Workspace
+
+TOGETHER = ("pretrain", "sft", "grpo", "evaluate")
+"""The stages that every process runs."""
 
 
 def _stage_functions() -> dict[str, Callable[[Workspace], dict[str, Any]]]:
@@ -39,33 +49,62 @@ def run_stages(config: TrainConfig, stages: Sequence[str], *, overwrite: bool = 
 
     load_functions(config.rewards.functions)  # a wrong import path must not wait for the hours before GRPO
     started = time.monotonic()
-    run = RunFolder.open(config, provenance=provenance(), overwrite=overwrite)
-    with run.locked():
-        (run.path / "config.yaml").write_text(yaml.safe_dump(as_plain(config), sort_keys=False), encoding="utf-8")
-        say(f"run folder {run.path}" + (f"\n{config.note}" if config.note else ""))
+    start(config.parallel)
+    run = RunFolder(Path(config.run_dir).expanduser(), config)
+    with company(), ExitStack() as held:
+        if not is_first():
+            mute()
+
+        def open_folder() -> None:
+            RunFolder.open(config, provenance=provenance(), overwrite=overwrite)
+            held.enter_context(run.locked())
+            (run.path / "config.yaml").write_text(yaml.safe_dump(as_plain(config), sort_keys=False), encoding="utf-8")
+            say(f"run folder {run.path}" + (f"\n{config.note}" if config.note else ""))
+
+        on_first(open_folder)
         functions = _stage_functions()
         work = Workspace(run)
+        say_layout(work)
         for stage in stages:
             _run_stage(work, stage, functions[stage])
+
         from r2rec_jax.stages.finish import finish
 
-        outcome = finish(work, stages)
+        outcome = on_first(lambda: finish(work, stages))
     say(f"done in {format_duration(time.monotonic() - started)}; everything is in {run.path}")
     return outcome
 
 
+def say_layout(work: Workspace) -> None:
+    """Say what the mesh is, where there is one."""
+    if work.mesh is not None:
+        import jax
+
+        say(f"mesh: {' x '.join(f'{name} {size}' for name, size in work.mesh.shape.items())} over {work.mesh.size} "
+            f"devices of {jax.process_count()} processes")
+
+
 def _run_stage(work: Workspace, stage: str, function: Callable[[Workspace], dict[str, Any]]) -> None:
-    run = work.run
+    if not on_first(lambda: _begin(work.run, stage)):
+        return
+    started = time.monotonic()
+    if stage in TOGETHER:
+        result = function(work)
+    else:
+        result = on_first(lambda: function(Workspace(work.run, alone=True) if several() else work))
+    on_first(lambda: work.run.mark_done(stage, time.monotonic() - started, result))
+    say(f"{stage}: done in {format_duration(time.monotonic() - started)}")
+
+
+def _begin(run: RunFolder, stage: str) -> bool:
+    """Whether a stage has to run; its folder is then claimed."""
     if run.is_done(stage):
         say(f"{stage}: nothing has changed, kept as it is")
-        return
+        return False
     for below in builds_on(run.config, stage):
         if not run.is_done(below):
             raise ValueError(f"stage {stage!r} builds on {below!r}, which has not finished in {run.path}; "
                              f"add it to --stages")
     run.claim(stage)
     say(f"{stage}: started")
-    started = time.monotonic()
-    result = function(work)
-    run.mark_done(stage, time.monotonic() - started, result)
-    say(f"{stage}: done in {format_duration(time.monotonic() - started)}")
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from r2rec_jax.stages.run import RunFolder
 
 if TYPE_CHECKING:
     from flax import nnx
+    from jax.sharding import Mesh
 
     from r2rec_jax.models.huggingface import Backbone
     from r2rec_jax.models.quantize import Quantize
@@ -59,9 +60,11 @@ class Workspace:
 
     Attributes:
         run: the run folder.
+        alone: everything on one device of this process, whatever the mesh: for what process 0 does by itself.
     """
 
     run: RunFolder
+    alone: bool = False
 
     @property
     def config(self) -> TrainConfig:
@@ -98,8 +101,15 @@ class Workspace:
         return load_tokenizer(self.config.backbone.source, self.config.data.cache_dir)
 
     @cached_property
+    def mesh(self) -> Mesh | None:
+        """The run's devices; None for a single one."""
+        from r2rec_jax.parallel.mesh import make_mesh
+
+        return None if self.alone else make_mesh(self.config.parallel)
+
+    @cached_property
     def backbone(self) -> Backbone:
-        """The frozen model, with a zero adapter of the run's shape."""
+        """The frozen model, laid out on the mesh, with a zero adapter of the run's shape."""
         return self._load(self.config.backbone.quantize)
 
     def load_full(self) -> Backbone:
@@ -108,6 +118,7 @@ class Workspace:
 
     def _load(self, quantize: Quantize) -> Backbone:
         from r2rec_jax.models.huggingface import load_backbone
+        from r2rec_jax.parallel.sharding import place
 
         c = self.config
         if self.is_tiny:
@@ -115,14 +126,16 @@ class Workspace:
             path: str | Path = self.run.folder("pretrain") / "backbone"
         else:
             path = backbone_path(c.backbone.source, c.data.cache_dir)
-        return load_backbone(path, c.lora, c.backbone.dtype, quantize=quantize)
+        loaded = load_backbone(path, c.lora, c.backbone.dtype, quantize=quantize, mesh=self.mesh)
+        return replace(loaded, lora=place(loaded.lora, self.mesh))
 
     @cached_property
     def decoder(self) -> Decoder:
         """The KV-cache decoder over the backbone."""
         from r2rec_jax.sampling.decoder import Decoder
 
-        return Decoder(self.backbone.graphdef, self.backbone.config, self.tokenizer.end_ids, self.tokenizer.pad_id)
+        return Decoder(self.backbone.graphdef, self.backbone.config, self.tokenizer.end_ids, self.tokenizer.pad_id,
+                       mesh=self.mesh)
 
     def adapter(self, checkpoint: str, full: Backbone | None = None) -> nnx.State:
         """The policy of a checkpoint: ``base`` is the zero tree, ``sft`` and ``grpo`` are read from their stage.
@@ -135,9 +148,11 @@ class Workspace:
             ValueError: that stage has not finished, or its adapter belongs to another base.
         """
         from r2rec_jax.models.peft import load_adapter
+        from r2rec_jax.parallel.sharding import place
 
         backbone = full or self.backbone
         if checkpoint == "base":
             return backbone.lora
         self.run.result(checkpoint)
-        return load_adapter(self.run.folder(checkpoint) / "adapter", backbone, other_precision=full is not None)[0]
+        lora, _ = load_adapter(self.run.folder(checkpoint) / "adapter", backbone, other_precision=full is not None)
+        return place(lora, self.mesh)

@@ -25,8 +25,10 @@ from jaxtyping import Array
 from r2rec_jax.checkpoints import one_line
 from r2rec_jax.config import GrpoConfig
 from r2rec_jax.models.lora import copy_lora, zeros_like_lora
+from r2rec_jax.parallel.distributed import FirstFailed, on_first
+from r2rec_jax.parallel.sharding import place
 from r2rec_jax.sampling.decoder import Rollout
-from r2rec_jax.tokens.examples import Example
+from r2rec_jax.tokens.examples import Batch, Example
 from r2rec_jax.tokens.loader import make_loader
 from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.losses import completion_weights, group_advantages, grpo_loss
@@ -35,6 +37,7 @@ from r2rec_jax.training.policy import FrozenModel
 from r2rec_jax.training.programs import Program, Report, silent
 from r2rec_jax.training.rollouts import Generate, GroupBatch, group_shape, lay_out
 from r2rec_jax.training.session import RewardError, Session, Trained
+from r2rec_jax.training.shared import SharedCheckpoints
 from r2rec_jax.training.state import (
     TrainState,
     init_state,
@@ -103,7 +106,7 @@ def train_grpo(
     environment: Environment,
     *,
     seed: int,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Checkpoints | SharedCheckpoints | None = None,
     metrics: MetricsWriter | None = None,
     completions_log: JsonLines | None = None,
 ) -> Trained:
@@ -133,16 +136,15 @@ def train_grpo(
     total = min(len(loader), config.steps or len(loader))
     settings = (config.lr, config.schedule, config.warmup, total * config.iterations)
     optimizer, schedule = make_optimizer(*settings, config.weight_decay, config.max_grad_norm), make_schedule(*settings)
-    reference = copy_lora(lora) if config.reference == "sft" else zeros_like_lora(lora)
+    reference = place(copy_lora(lora) if config.reference == "sft" else zeros_like_lora(lora), model.mesh)
     longest = max(len(example.prompt_ids) for example in prompts)
-    session = Session("grpo", init_state(lora, optimizer), loader, total, checkpoints=checkpoints, metrics=metrics,
-                      checkpoint_every=config.checkpoint_every, shown=SHOWN)
+    session = Session("grpo", place(init_state(lora, optimizer), model.mesh), loader, total, checkpoints=checkpoints,
+                      metrics=metrics, checkpoint_every=config.checkpoint_every, shown=SHOWN)
     if completions_log is not None:
         completions_log.keep(lambda row: row["step"] <= session.start)
     with session:
-        score = Program("scoring", lambda lora, base, rows: model.score(lora, base, rows, config.temperature)[0],
-                        report=session.report)
-        updates = Updates(make_grpo_loss(model, config), SUMS, optimizer, session.report)
+        score = make_scoring(model, config.temperature, session.report)
+        updates = Updates(make_grpo_loss(model, config), SUMS, optimizer, session.report, mesh=model.mesh)
         for step in session.steps():
             chosen = next(loader)
             ids = [example.example_id for example in chosen]
@@ -150,10 +152,11 @@ def train_grpo(
             rollout = roll_out(session.state.params, model, chosen, config, environment, seed, step, session.report)
             clock.lap("rollout_seconds")
             texts = completion_texts(rollout, environment.decode)
-            rewards = score_texts(environment.reward, texts, ids, config.group_size)
+            rewards = shared_rewards(environment.reward, texts, ids, config.group_size)
             clock.lap("reward_seconds")
             lr = learning_rate(schedule, session.state)
-            passes = make_passes(chosen, rollout, rewards["total"], config, longest, environment.pad_id)
+            passes = make_passes(chosen, rollout, rewards["total"], config, longest, environment.pad_id,
+                                 model.row_shards)
             passes = [with_scores(group, score, session.state.params, reference, model.base, config)
                       for group in passes]
             state, values = update(session.state, updates, model.base, passes, config.iterations)
@@ -184,6 +187,19 @@ def completion_texts(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -
             for p in range(prompts) for g in range(group)]
 
 
+def shared_rewards(reward: RewardFn, texts: Sequence[str], example_ids: Sequence[str], group: int
+                   ) -> dict[str, np.ndarray]:
+    """:func:`score_texts` by process 0 for all, so that a function that asks a service, or is not deterministic, is
+    called once and every process trains on the same numbers."""
+    def score() -> dict[str, list[list[float]]]:
+        return {name: x.tolist() for name, x in score_texts(reward, texts, example_ids, group).items()}
+
+    try:
+        return {name: np.asarray(x, np.float64) for name, x in on_first(score).items()}
+    except FirstFailed as error:
+        raise RewardError(str(error)) from None
+
+
 def score_texts(reward: RewardFn, texts: Sequence[str], example_ids: Sequence[str], group: int
                 ) -> dict[str, np.ndarray]:
     """Rewards as float64 [P, G] arrays by name.
@@ -210,22 +226,30 @@ def score_texts(reward: RewardFn, texts: Sequence[str], example_ids: Sequence[st
 
 
 def _culprit(reward: RewardFn, texts: Sequence[str], repeated: Sequence[str], group: int) -> str:
-    for place, (text, example_id) in enumerate(zip(texts, repeated, strict=True)):
+    for number, (text, example_id) in enumerate(zip(texts, repeated, strict=True)):
         try:
             reward([text], [example_id])
         except Exception:
-            return f"completion {place % group} of example {example_id!r}"
+            return f"completion {number % group} of example {example_id!r}"
     return f"the completions of examples {', '.join(dict.fromkeys(repeated))} together"
 
 
+def make_scoring(model: FrozenModel, temperature: float, report: Report = silent) -> Program:
+    """``(lora, base, rows) -> {"logprobs"}``: log-probabilities of a batch's targets, compiled."""
+    def score(lora: nnx.State, base: nnx.State, rows: Batch) -> dict[str, Array]:
+        return {"logprobs": model.score(lora, base, rows, temperature)[0]}
+
+    return Program("scoring", score, report=report, mesh=model.mesh)
+
+
 def make_passes(chosen: Sequence[Example], rollout: Rollout, rewards: np.ndarray, config: GrpoConfig, longest: int,
-                pad_id: int) -> list[GroupBatch]:
-    """The device passes of a step, without scores."""
+                pad_id: int, row_shards: int = 1) -> list[GroupBatch]:
+    """The device passes of a step, ``micro_prompts`` rows on each of ``row_shards`` devices, without scores."""
     kept = rollout.finished if config.mask_truncated else np.ones_like(rollout.finished)
     weights = completion_weights(rollout.lengths, kept, config.loss, config.max_new_tokens, config.micro_prompts)
     return lay_out([example.prompt_ids for example in chosen], rollout,
                    group_advantages(rewards, config.scale_rewards), weights,
-                   group_shape(rollout, longest, config.max_new_tokens), config.micro_prompts, pad_id)
+                   group_shape(rollout, longest, config.max_new_tokens), config.micro_prompts * row_shards, pad_id)
 
 
 def with_scores(group: GroupBatch, score: Program, lora: nnx.State, reference: nnx.State, base: nnx.State,
@@ -233,8 +257,8 @@ def with_scores(group: GroupBatch, score: Program, lora: nnx.State, reference: n
     """The pass with the log-probabilities that the loss needs and nothing more: reference if beta > 0, old if the
     rollouts serve more than one update."""
     return replace(
-        group, reference=score(reference, base, group.rows) if config.beta > 0 else None,
-        old=score(lora, base, group.rows) if config.iterations > 1 else None)
+        group, reference=score(reference, base, group.rows)["logprobs"] if config.beta > 0 else None,
+        old=score(lora, base, group.rows)["logprobs"] if config.iterations > 1 else None)
 
 
 def update(state: TrainState, updates: Updates, base: nnx.State, passes: Sequence[GroupBatch], iterations: int

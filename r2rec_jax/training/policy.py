@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from r2rec_jax.config import BackboneConfig
 from r2rec_jax.models.attention import AttentionBackend
 from r2rec_jax.models.llama import merge_llama
-from r2rec_jax.models.logprobs import row_logprobs
+from r2rec_jax.models.logprobs import CHUNK, row_logprobs
+from r2rec_jax.parallel.mesh import row_shards
 from r2rec_jax.tokens.examples import Batch
 
 
@@ -26,18 +28,26 @@ class FrozenModel:
         base: its weights; always an argument of a compiled step, never a constant in it, and never donated.
         attention: backend.
         remat: recompute activations in the backward pass.
+        mesh: where the base is placed; None for a single device.
     """
 
     graphdef: Any
     base: nnx.State
     attention: AttentionBackend = "auto"
     remat: bool = False
+    mesh: Mesh | None = None
 
     @classmethod
-    def from_config(cls, graphdef: Any, base: nnx.State, config: BackboneConfig) -> FrozenModel:
+    def from_config(cls, graphdef: Any, base: nnx.State, config: BackboneConfig, mesh: Mesh | None = None
+                    ) -> FrozenModel:
         """With attention and remat as configured; ``remat: auto`` recomputes on GPU and TPU."""
         remat = jax.default_backend() != "cpu" if config.remat == "auto" else config.remat == "on"
-        return cls(graphdef, base, config.attention, remat)
+        return cls(graphdef, base, config.attention, remat, mesh)
+
+    @property
+    def row_shards(self) -> int:
+        """A device pass holds a multiple of so many rows."""
+        return row_shards(self.mesh)
 
     def score(
         self, lora: nnx.State, base: nnx.State, batch: Batch, temperature: float = 1.0
@@ -52,4 +62,4 @@ class FrozenModel:
             jnp.asarray, (batch.tokens, batch.positions, batch.segments, batch.parents))
         hidden = model.hidden_states(tokens, positions, segments, parents, attention=self.attention, remat=self.remat)
         return row_logprobs(hidden, jnp.asarray(batch.target_index), jnp.asarray(batch.target_tokens), model.head(),
-                            temperature)
+                            temperature, CHUNK * self.row_shards)

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from r2rec_jax.config import PretrainConfig
+from r2rec_jax.parallel.sharding import place
 from r2rec_jax.tokens.batches import empty
 from r2rec_jax.tokens.examples import Batch
 from r2rec_jax.tokens.loader import make_loader
@@ -26,6 +27,7 @@ from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.metrics import MetricsWriter
 from r2rec_jax.training.policy import FrozenModel
 from r2rec_jax.training.session import Session, Trained
+from r2rec_jax.training.shared import SharedCheckpoints
 from r2rec_jax.training.state import init_state, learning_rate, make_optimizer, make_schedule
 from r2rec_jax.training.updates import LossFn, Updates
 
@@ -85,7 +87,7 @@ def train_pretrain(
     config: PretrainConfig,
     *,
     seed: int,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Checkpoints | SharedCheckpoints | None = None,
     metrics: MetricsWriter | None = None,
     pad_id: int = 0,
 ) -> Trained:
@@ -115,12 +117,14 @@ def train_pretrain(
     optimizer = make_optimizer(*settings, WEIGHT_DECAY, MAX_GRAD_NORM, FINAL_LR)
     schedule = make_schedule(*settings, FINAL_LR)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), model.base)
-    session = Session("pretrain", init_state(wide, optimizer), loader, config.steps, checkpoints=checkpoints,
-                      metrics=metrics, checkpoint_every=config.checkpoint_every)
+    session = Session("pretrain", place(init_state(wide, optimizer), model.mesh), loader, config.steps,
+                      checkpoints=checkpoints, metrics=metrics, checkpoint_every=config.checkpoint_every)
+    zero_lora = place(zero_lora, model.mesh)
+    held = -(-config.batch_size // model.row_shards) * model.row_shards
     with session:
-        updates = Updates(make_pretrain_loss(model), ("tokens",), optimizer, session.report)
+        updates = Updates(make_pretrain_loss(model), ("tokens",), optimizer, session.report, mesh=model.mesh)
         for step in session.steps():
-            batch = row_batch(next(loader), config.batch_size, config.max_tokens, pad_id)
+            batch = row_batch(next(loader), held, config.max_tokens, pad_id)
             scale = np.asarray(1 / max(float(batch.target_weights.sum()), 1.0), np.float32)
             lr = learning_rate(schedule, session.state)
             state, values = updates.run(session.state, zero_lora, [(batch, scale)])

@@ -2,6 +2,9 @@
 
 ``jax.jit`` compiles inside the first call and hides the time in it. A :class:`Program` lowers and compiles by hand, so
 that a progress bar can report compilation apart and a test can count programs.
+
+On a mesh, arguments and results lie where the table of :mod:`r2rec_jax.parallel.sharding` puts them, so the results of
+one program are the arguments of the next as they are.
 """
 
 from __future__ import annotations
@@ -11,6 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
+
+from r2rec_jax.parallel.compiling import compile_placed
+from r2rec_jax.parallel.sharding import place
 
 Report = Callable[[str, float], None]
 """Told what was compiled and in how many seconds."""
@@ -28,6 +35,7 @@ class Program:
         function: pure, arrays in and arrays out.
         donate: positions of donated arguments.
         report: called after each compilation.
+        mesh: where arguments are placed; None leaves them where they are.
 
     Example:
         >>> import jax.numpy as jnp
@@ -37,10 +45,11 @@ class Program:
     """
 
     def __init__(self, what: str, function: Callable[..., Any], donate: Sequence[int] = (),
-                 report: Report = silent) -> None:
+                 report: Report = silent, mesh: Mesh | None = None) -> None:
         self.what = what
         self.report = report
-        self._jitted = jax.jit(function, donate_argnums=tuple(donate))
+        self.mesh = mesh
+        self._function, self._donate = function, tuple(donate)
         self._compiled: dict[Any, Any] = {}
 
     @property
@@ -50,11 +59,12 @@ class Program:
 
     def __call__(self, *args: Any) -> Any:
         """Run on these arguments, compiling first where their shapes are new."""
+        args = place(args, self.mesh)
         leaves, treedef = jax.tree.flatten(args)
         signature = (treedef, *((leaf.shape, leaf.dtype) for leaf in leaves))
         program = self._compiled.get(signature)
         if program is None:
             started = time.monotonic()
-            program = self._compiled[signature] = self._jitted.lower(*args).compile()
+            program = self._compiled[signature] = compile_placed(self._function, args, self._donate, self.mesh)
             self.report(self.what, time.monotonic() - started)
         return program(*args)

@@ -13,6 +13,7 @@ from r2rec_jax.checkpoints import is_alive
 from r2rec_jax.tokens.loader import Loader
 from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.metrics import MetricsWriter
+from r2rec_jax.training.shared import SharedCheckpoints
 from r2rec_jax.training.state import TrainState, check_progress
 
 
@@ -56,7 +57,7 @@ class Session:
     """
 
     def __init__(self, stage: str, state: TrainState, loader: Loader[Any], total: int, *,
-                 checkpoints: Checkpoints | None = None, metrics: MetricsWriter | None = None,
+                 checkpoints: Checkpoints | SharedCheckpoints | None = None, metrics: MetricsWriter | None = None,
                  checkpoint_every: int = 1, log_every: int = 1, shown: Sequence[str] = ("loss",)) -> None:
         self.stage, self.total, self.start = stage, total, 0
         self.compile_s = 0.0

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from r2rec_jax.config import SftConfig
+from r2rec_jax.parallel.sharding import place
 from r2rec_jax.tokens.examples import Batch, Example
 from r2rec_jax.tokens.loader import make_loader
 from r2rec_jax.training.checkpoints import Checkpoints
@@ -26,6 +27,7 @@ from r2rec_jax.training.metrics import MetricsWriter
 from r2rec_jax.training.policy import FrozenModel
 from r2rec_jax.training.rows import pack_update, row_shapes
 from r2rec_jax.training.session import Session, Trained
+from r2rec_jax.training.shared import SharedCheckpoints
 from r2rec_jax.training.state import init_state, learning_rate, make_optimizer, make_schedule
 from r2rec_jax.training.updates import LossFn, Updates
 
@@ -60,7 +62,7 @@ def train_sft(
     config: SftConfig,
     *,
     seed: int,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Checkpoints | SharedCheckpoints | None = None,
     metrics: MetricsWriter | None = None,
     pad_id: int = 0,
 ) -> Trained:
@@ -70,7 +72,7 @@ def train_sft(
         model: the frozen backbone.
         lora: adapter to start from; left as it is.
         examples: ranking and thought examples, mixed as wished.
-        config: epochs, batch, learning rate, rows; ``micro_batch`` is rows a device pass.
+        config: epochs, batch, learning rate, rows; ``micro_batch`` is rows a device and pass.
         seed: order of the examples.
         checkpoints: resumed from and saved to.
         metrics: one row an update: loss and entropy (nats a token), tokens, grad_norm, lr, skipped,
@@ -92,14 +94,15 @@ def train_sft(
     loader = make_loader(examples, config.batch_size, config.epochs, seed)
     settings = (config.lr, config.schedule, config.warmup, len(loader))
     optimizer, schedule = make_optimizer(*settings, config.weight_decay, config.max_grad_norm), make_schedule(*settings)
-    session = Session("sft", init_state(lora, optimizer), loader, len(loader), checkpoints=checkpoints, metrics=metrics,
-                      checkpoint_every=config.checkpoint_every, log_every=config.log_every)
+    session = Session("sft", place(init_state(lora, optimizer), model.mesh), loader, len(loader),
+                      checkpoints=checkpoints, metrics=metrics, checkpoint_every=config.checkpoint_every,
+                      log_every=config.log_every)
     with session:
-        updates = Updates(make_sft_loss(model), SUMS, optimizer, session.report)
+        updates = Updates(make_sft_loss(model), SUMS, optimizer, session.report, mesh=model.mesh)
         for step in session.steps():
             chosen = next(loader)
             lr = learning_rate(schedule, session.state)
-            batches = pack_update(chosen, shapes, config.micro_batch, pad_id)
+            batches = pack_update(chosen, shapes, config.micro_batch * model.row_shards, pad_id)
             state, values = updates.run(session.state, model.base, sft_passes(batches))
             values["entropy"] = values.pop("entropy_sum") / max(values["tokens"], 1.0)
             values |= {"lr": lr, "padding": float(np.mean([np.mean(batch.segments == 0) for batch in batches]))}

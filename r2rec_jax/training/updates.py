@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from r2rec_jax.training.programs import Program, Report, silent
 from r2rec_jax.training.state import TrainState, apply_or_skip
@@ -29,10 +30,11 @@ class Updates:
         optimizer: made by ``state.make_optimizer``.
         report: told of every compilation.
         what: names the programs in reports.
+        mesh: where everything is placed; None for a single device.
     """
 
     def __init__(self, loss: LossFn, sums: Sequence[str], optimizer: optax.GradientTransformation,
-                 report: Report = silent, what: str = "update") -> None:
+                 report: Report = silent, what: str = "update", mesh: Mesh | None = None) -> None:
         def zeros(params: Any) -> dict[str, Any]:
             grads = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
             return {"grads": grads, **{name: jnp.zeros((), jnp.float32) for name in ("loss", *sums)}}
@@ -45,9 +47,9 @@ class Updates:
             state, values = apply_or_skip(state, total["grads"], total["loss"], optimizer)
             return state, values | {name: total[name] for name in ("loss", *sums)}
 
-        self.zeros = Program(f"{what}: accumulator", zeros)
-        self.gradient = Program(f"{what}: gradient", add_gradient, donate=(1,), report=report)
-        self.update = Program(f"{what}: optimiser", update, donate=(0,), report=report)
+        self.zeros = Program(f"{what}: accumulator", zeros, mesh=mesh)
+        self.gradient = Program(f"{what}: gradient", add_gradient, donate=(1,), report=report, mesh=mesh)
+        self.update = Program(f"{what}: optimiser", update, donate=(0,), report=report, mesh=mesh)
 
     def run(self, state: TrainState, frozen: Any, passes: Iterable[Sequence[Any]]
             ) -> tuple[TrainState, dict[str, float]]:

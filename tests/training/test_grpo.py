@@ -14,9 +14,8 @@ import pytest
 from r2rec_jax.config import GrpoConfig
 from r2rec_jax.models.lora import copy_lora, zeros_like_lora
 from r2rec_jax.sampling.decoder import Decoder, Rollout
-from r2rec_jax.training.grpo import Environment, make_passes, score_texts, train_grpo, with_scores
+from r2rec_jax.training.grpo import Environment, make_passes, make_scoring, score_texts, train_grpo, with_scores
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
-from r2rec_jax.training.programs import Program
 from r2rec_jax.training.session import RewardError
 from r2rec_jax.training.state import init_state, make_optimizer
 from r2rec_jax.training.updates import Updates
@@ -144,8 +143,7 @@ def test_rollouts_follow_the_updated_adapter(tiny, prompts, trees_equal):
 
 @pytest.fixture(scope="module")
 def score(tiny):
-    model, _ = tiny
-    return Program("score", lambda lora, base, rows: model.score(lora, base, rows, CONFIG.temperature)[0])
+    return make_scoring(tiny[0], CONFIG.temperature)
 
 
 def one_pass(prompts, config=CONFIG):
@@ -159,12 +157,12 @@ def test_reference_scores_come_from_the_reference_tree(tiny, prompts, score):
     group = one_pass(prompts)
     for tree in (copy_lora(lora), zeros_like_lora(lora)):
         scored = with_scores(group, score, jax.tree.map(lambda x: 2 * x, lora), tree, model.base, CONFIG)
-        np.testing.assert_array_equal(scored.reference, score(tree, model.base, group.rows))
+        np.testing.assert_array_equal(scored.reference, score(tree, model.base, group.rows)["logprobs"])
         assert scored.old is None
-    assert not np.allclose(scored.reference, score(lora, model.base, group.rows), atol=1e-3)
+    assert not np.allclose(scored.reference, score(lora, model.base, group.rows)["logprobs"], atol=1e-3)
     without = with_scores(group, score, lora, lora, model.base, dataclasses.replace(CONFIG, beta=0.0, iterations=2))
     assert without.reference is None
-    np.testing.assert_array_equal(without.old, score(lora, model.base, group.rows))
+    np.testing.assert_array_equal(without.old, score(lora, model.base, group.rows)["logprobs"])
 
 
 @pytest.mark.parametrize(("reference", "start"), [("sft", "sft"), ("base", "sft"), ("base", "base")])
