@@ -3,7 +3,7 @@
     python -m r2rec_jax.train                                   the packaged quickstart
     python -m r2rec_jax.train --config configs/tiny.yaml        the development loop, from scratch
     python -m r2rec_jax.train --stages sft,grpo --sft.lr 1e-4   some stages, a setting changed
-    python -m r2rec_jax.train --config configs/paper.yaml --plan   only how much memory it would take
+    python -m r2rec_jax.train --config configs/movielens_1m_8b.yaml --plan   only how much memory it would take
     srun python -m r2rec_jax.train --config 8b.yaml --parallel.distributed auto   the same in every process of a run
 """
 

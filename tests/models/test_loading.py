@@ -59,14 +59,14 @@ print(json.dumps(out))
 
 
 def make(out: Path, *sizes: str) -> Path:
-    subprocess.run([sys.executable, "launch/make_random_checkpoint.py", "--out", str(out), *sizes], check=True, cwd=ROOT,
-                   env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    subprocess.run([sys.executable, "launch/make_random_checkpoint.py", "--out", str(out), *sizes], check=True,
+                   cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
     return out
 
 
 @pytest.mark.slow
 def test_peak_memory_and_placement_of_a_sharded_checkpoint(tmp_path: Path) -> None:
-    """218 MB in four shards: loading needs less than one shard beside the weights, exporting less still.
+    """251 MB in four shards: loading needs less than one shard beside the weights, exporting less still.
 
     Mapping whole files would add the checkpoint's size, and a stacked parameter at a time twice 59 MB.
     """
@@ -81,7 +81,7 @@ def test_peak_memory_and_placement_of_a_sharded_checkpoint(tmp_path: Path) -> No
                                                       "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
     found = json.loads(done.stdout.splitlines()[-1])
     shard = max(path.stat().st_size for path in shards)
-    assert found["weights"] > 200 * MB and 50 * MB < shard < 65 * MB
+    assert found["weights"] > 240 * MB and 60 * MB < shard < 70 * MB
     assert found["loaded"] < found["weights"] + shard + 25 * MB
     assert found["exported"] < found["weights"] + shard + 25 * MB
     assert found["placed"] and found["equal"] and found["sha"]
@@ -113,7 +113,7 @@ def test_tensors_that_are_not_those_of_the_headers_are_refused(tmp_path: Path, c
     name, tensor = "a", np.zeros((2, 3), np.float32)
     given = {"name": [("b", tensor)], "shape": [(name, tensor.T)], "dtype": [(name, tensor.astype(np.float16))],
              "fewer": []}[change]
-    with pytest.raises(ValueError, match="the next tensor must be|shorter"):
+    with pytest.raises(ValueError, match=r"the next tensor must be|shorter"):
         write_safetensors(tmp_path / "x", [header], given)
     with pytest.raises(ValueError, match="must be float32, float16 or bfloat16; a is int8"):
         write_safetensors(tmp_path / "x", [TensorHeader("a", (1,), np.int8)], [])
