@@ -49,7 +49,7 @@ class BackboneConfig:
         attention: ``auto`` is cuDNN on GPU and XLA elsewhere.
         remat: recompute activations in the backward pass (less memory, more time); ``auto`` does so on GPU and TPU.
         quantize: ``int8`` stores the layers' linears in int8 with a scale an output channel (embedding, head and norms
-            keep ``dtype``): less memory, faster decoding, log-probabilities that drift a little
+            keep ``dtype``): less memory, less to read a decoded token, log-probabilities that drift a little
             (``python -m r2rec_jax.score --quantize int8`` prints how far). An adapter belongs to the form it was
             trained on; merging adds it to the full weights.
         tiny: the shape used by ``source: tiny``.

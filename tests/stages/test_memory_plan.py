@@ -82,8 +82,8 @@ def test_entry_prints_a_table_and_touches_no_device(tmp_path: Path) -> None:
     """In a process that is told of a TPU and no CPU: asking for a device would end it."""
     out = tmp_path / "plan.json"
     done = subprocess.run(
-        [sys.executable, "-m", "r2rec_jax.train", "--config", "configs/movielens_1m_8b.yaml", "--plan", "--json", str(out),
-         "--parallel.fsdp=8", "--parallel.data=1"], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-m", "r2rec_jax.train", "--config", "configs/movielens_1m_8b.yaml", "--plan",
+         f"--json={out}", "--parallel.fsdp=8", "--parallel.data=1"], cwd=ROOT, capture_output=True, text=True,
         env={"PATH": "/usr/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "tpu"})
     assert done.returncode == 0, done.stderr
     assert "8,030,261,248 parameters" in done.stdout and "a100-40g: fits" in done.stdout
