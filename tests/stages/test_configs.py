@@ -50,13 +50,13 @@ def test_the_memory_in_the_comments_is_the_plans(path: Path) -> None:
     assert flags is not None
     for label, config, devices in (("one GPU", parse(path), 1), ("8 GPUs", parse(path, *_joined(flags[1])), 8)):
         line = re.search(
-            rf"#   {label} +SFT ([\d.]+), rollout ([\d.]+), GRPO update ([\d.]+), evaluation ([\d.]+)", text)
+            rf"#   {label} +SFT (\d+\.\d), rollout (\d+\.\d), GRPO update (\d+\.\d), evaluation (\d+\.\d)", text)
         assert line is not None
         plan = make_plan(config, KNOWN[DEEPSEEK_8B], devices, on_cpu=False)
         assert [phase.peak / GIB for phase in plan.phases] == pytest.approx(list(map(float, line.groups())), rel=0.03)
         assert plan.fits("a100-80g") and plan.fits("h100")
     small = parse(path, "--backbone.quantize=int8", "--evaluate.batch_size=16")
-    found = re.search(r"#   40 GB .*--backbone.quantize int8 --evaluate.batch_size 16: peak ([\d.]+)", text)
+    found = re.search(r"#   40 GB .*--backbone.quantize int8 --evaluate.batch_size 16: peak (\d+\.\d)", text)
     plan = make_plan(small, KNOWN[DEEPSEEK_8B], 1, on_cpu=False)
     assert found is not None and plan.peak / GIB == pytest.approx(float(found[1]), rel=0.03) and plan.fits("a100-40g")
 
