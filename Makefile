@@ -2,6 +2,7 @@
 #
 #   make quickstart   set up, then the whole recipe on MovieLens-100K with a 135M model   (about 10 minutes of CPU)
 #   make test         set up, then all tests
+#   make chaos        training processes killed at random moments, against one never killed   (about 15 minutes)
 #   make lint         ruff, the import layers, pyright
 #   make tiny         the development loop: a small model trained from scratch            (about 12 minutes of CPU)
 #   make setup        only the environment: .venv with this package in it
@@ -18,7 +19,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint tiny model clean distclean
+.PHONY: help setup quickstart test chaos lint tiny model clean distclean
 
 help:
 	@sed -n '3,/^$$/s/^#  *//p' Makefile
@@ -54,6 +55,9 @@ model: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+chaos: $(VENV)/installed-test
+	$(PY) -m tests.chaos --out results/chaos.json
 
 lint: $(VENV)/installed-test
 	$(PY) -m ruff check

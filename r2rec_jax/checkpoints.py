@@ -1,9 +1,16 @@
 """Named trees of arrays in a folder of checkpoints, by Orbax: written whole or not at all, read back bit for bit.
 
 A checkpoint is written under a temporary name and renamed, so a save that fails or is cut off leaves the one before it
-as it was; the last ones are kept. Trees are stored as flat ``{path: array}`` dictionaries beside a JSON with their
-shapes and checksums, so nothing is pickled, and a checkpoint of something else is refused by name before an array is
-read. No PRNG key is stored: streams are functions of the seed and the step.
+as it was; the last ones are kept, and a save returns when its bytes are on disk. Trees are stored as flat
+``{path: array}`` dictionaries beside a JSON with their shapes and checksums, so nothing is pickled, and a checkpoint of
+something else is refused by name before an array is read. No PRNG key is stored: streams are functions of the seed and
+the step.
+
+    7/                  Orbax's files of step 7
+    7.files.json        {file: [bytes, CRC-32]}: what is damaged is named before a reader of its format sees it
+
+A process killed between the two leaves a whole checkpoint without a list; when its arrays have been read and checked,
+it gets one.
 """
 
 from __future__ import annotations
@@ -22,9 +29,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from r2rec_jax.files import read_json, sync, sync_tree, write_json
 from r2rec_jax.progress import say
 
 KEEP = 2
+_BLOCK = 1 << 20
 OVERHEAD_BYTES = 1 << 20
 """Room for Orbax's own metadata beside the arrays."""
 
@@ -60,8 +69,11 @@ class TreeCheckpoints:
         self.folder, self.what = Path(folder).absolute(), what
         self._identity, self._labels = dict(identity), dict(labels)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._probe.unlink(missing_ok=True)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True)
+            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True, create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(), active_processes={jax.process_index()}))
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     @property
@@ -91,6 +103,8 @@ class TreeCheckpoints:
             self._reserve(sum(x.nbytes for tree in flat.values() for x in tree.values()) + OVERHEAD_BYTES)
             with _quiet_orbax():
                 self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
+            sync_tree(self.folder / str(step))
+            self._write_list(step)
         except Exception as error:  # tensorstore reports a full disk as ValueError, orbax as several others
             self._discard(step)
             there = "there is none before it" if before is None else f"the one of step {before} is untouched"
@@ -110,50 +124,70 @@ class TreeCheckpoints:
         reasons = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                with _quiet_orbax():
-                    meta = self._read_meta(step)
-            except Exception as error:
-                reasons.append(f"step {step}: {one_line(error)}")
-                continue
-            self._check_identity(step, meta["identity"])
-            try:
-                with _quiet_orbax():
-                    trees = {name: self._read_tree(step, name, template, meta["arrays"][name])
-                             for name, template in templates.items()}
-            except Exception as error:
+                stored = self._read(step, templates)
+            except (_OfSomethingElse, MemoryError):
+                raise
+            except Exception as error:  # of the many libraries below Orbax, each has its own for a damaged file
                 reasons.append(f"step {step}: {one_line(error)}")
                 continue
             for reason in reasons:
                 say(f"{self.what}: checkpoint of {reason}; going on from step {step}")
+            if not self._list(step).exists():
+                self._write_list(step)
             for broken in [s for s in self._manager.all_steps() if s > step]:
+                self._list(broken).unlink(missing_ok=True)
                 self._manager.delete(broken)
-            return Stored(meta["step"], trees, meta)
+            return stored
         if reasons:
             raise ValueError(f"no {self.what} checkpoint in {self.folder} can be read "
                              f"({'; '.join(reasons)}); delete the folder to start anew")
         return None
 
-    def restore_tree(self, name: str, template: Any) -> Any:
-        """One tree of the newest checkpoint, shaped like ``template``.
-
-        Raises:
-            ValueError: when there is none, or it belongs to something else.
-        """
-        step = self.latest_step
-        if step is None:
-            raise ValueError(f"there must be a {self.what} checkpoint in {self.folder}; got none; "
-                             f"run the {self.what} stage first")
-        meta = self._read_meta(step)
-        self._check_identity(step, meta["identity"])
-        return self._read_tree(step, name, template, meta["arrays"][name])
-
     def close(self) -> None:
         """Release the folder."""
         self._manager.close()
 
-    def _read_meta(self, step: int) -> dict[str, Any]:
-        restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        return restored["meta"]
+    def _list(self, step: int) -> Path:
+        return self.folder / f"{step}.files.json"
+
+    def _write_list(self, step: int) -> None:
+        """List a step's files, and forget the lists of steps that are gone."""
+        sync(self.folder)
+        write_json(self._list(step), list_files(self.folder / str(step)))
+        kept = {self._list(one) for one in self._manager.all_steps()}
+        for path in set(self.folder.glob("*.files.json")) - kept:
+            path.unlink()
+
+    def _check_files(self, step: int) -> None:
+        """Hold a step's files against their list.
+
+        Raises:
+            ValueError: one is missing or damaged, or the list is.
+        """
+        if not self._list(step).exists():
+            return
+        wanted = read_json(self._list(step), "the list of its files is damaged")
+        found = list_files(self.folder / str(step))
+        for name, entry in wanted.items():
+            if name not in found:
+                raise ValueError(f"its file {name} is missing")
+            if found[name][0] != entry[0]:
+                raise ValueError(f"its file {name} must have {entry[0]} bytes; got {found[name][0]}")
+            if found[name] != entry:
+                raise ValueError(f"the checksum of its file {name} does not match: the file is damaged")
+
+    @property
+    def _probe(self) -> Path:
+        return self.folder / ".space-probe"
+
+    def _read(self, step: int, templates: Mapping[str, Any]) -> Stored:
+        with _quiet_orbax():
+            self._check_files(step)
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            self._check_identity(step, meta["identity"])
+            trees = {name: self._read_tree(step, name, template, meta["arrays"][name])
+                     for name, template in templates.items()}
+        return Stored(step, trees, meta)
 
     def _read_tree(self, step: int, name: str, template: Any, described: dict[str, list[Any]]) -> Any:
         wanted = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
@@ -174,26 +208,30 @@ class TreeCheckpoints:
     def _check_identity(self, step: int, stored: dict[str, Any]) -> None:
         for field, text in self._labels.items():
             if stored.get(field) != self._identity[field]:
-                raise ValueError(f"the checkpoint of step {step} in {self.folder} was made with {text} ({field} "
-                                 f"{stored.get(field)}, now {self._identity[field]}); use another folder or delete "
-                                 "this one")
+                raise _OfSomethingElse(f"the checkpoint of step {step} in {self.folder} was made with {text} ({field} "
+                                       f"{stored.get(field)}, now {self._identity[field]}); use another folder or "
+                                       "delete this one")
 
     def _reserve(self, size: int) -> None:
         """Fail before anything is written when the file system has no room for ``size`` bytes."""
-        probe = self.folder / ".space-probe"
         try:
-            with probe.open("wb") as file:
+            with self._probe.open("wb") as file:
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, size)
                 elif shutil.disk_usage(self.folder).free < size:
                     raise OSError(f"no space left: {size} bytes are needed")
         finally:
-            probe.unlink(missing_ok=True)
+            self._probe.unlink(missing_ok=True)
 
     def _discard(self, step: int) -> None:
+        self._list(step).unlink(missing_ok=True)
         for path in self.folder.glob(f"{step}*"):
             if path.name == str(step) or path.name.startswith(f"{step}."):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+class _OfSomethingElse(ValueError):
+    """A whole checkpoint, but not of this run."""
 
 
 @contextmanager
@@ -222,6 +260,18 @@ def unflatten(template: Any, flat: dict[str, Any]) -> Any:
 def describe(flat: dict[str, Any]) -> dict[str, list[Any]]:
     """Shape, dtype and checksum of every array."""
     return {path: [list(x.shape), str(x.dtype), checksum(x)] for path, x in flat.items()}
+
+
+def list_files(folder: Path) -> dict[str, list[int]]:
+    """Size in bytes and CRC-32 of every file of a folder, by its path in it."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        crc, size = 0, 0
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                crc, size = zlib.crc32(block, crc), size + len(block)
+        found[path.relative_to(folder).as_posix()] = [size, crc]
+    return found
 
 
 def checksum(array: Any) -> int:

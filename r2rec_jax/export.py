@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from r2rec_jax.stages.cli import make_parser, parse, run_entry, write_json
@@ -27,16 +26,20 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=str | None, default=None, metavar="OUT", help="write what was done to this file")
     given = parse(parser, argv)
 
+    from r2rec_jax.models.folders import check_new_folder
+    from r2rec_jax.progress import say
     from r2rec_jax.stages.finish import export
     from r2rec_jax.stages.run import RunFolder
     from r2rec_jax.stages.workspace import Workspace
 
+    out = check_new_folder(given.out)
     work = Workspace(RunFolder.existing(given.run), alone=True)
-    export(work, given.checkpoint, given.format, Path(given.out).expanduser())
+    export(work, given.checkpoint, given.format, out)
+    say(f"export: {given.format} of {given.checkpoint} in {out}")
     write_json(given.json, {"run": given.run, "format": given.format, "out": given.out,
                             "checkpoint": given.checkpoint,
                             "base_sha256": work.run.result(given.checkpoint)["base_sha256"],
-                            "files": sorted(p.name for p in Path(given.out).expanduser().iterdir())})
+                            "files": sorted(p.name for p in out.iterdir())})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

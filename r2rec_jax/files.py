@@ -1,27 +1,105 @@
-"""Files that a reader sees whole or not at all: written beside their place, flushed to disk, and renamed; and journals,
-of which a reader sees whole lines."""
+"""Files that a reader sees whole or not at all: written beside their place, flushed to disk, and renamed; journals, of
+which a reader sees whole lines; and locks, which only live processes hold."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Replace a file's content; the folder is made when missing."""
+def beside(path: Path, kind: str) -> Path:
+    """The hidden name beside ``path`` under which it is written (``tmp``), locked (``lock``) or put away (``old``).
+
+    Example:
+        >>> str(beside(Path("export/peft"), "tmp"))
+        'export/.peft.tmp'
+    """
+    return path.with_name(f".{path.name}.{kind}")
+
+
+@contextmanager
+def replaced(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path; the file written there takes the place of ``path`` when the block ends well.
+
+    Its bytes are on disk before it does, so that not even a power cut leaves half of it under the name. The folder is
+    made when missing. A block that fails leaves ``path`` as it was.
+    """
     target = Path(path).expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
+    temporary = beside(target, "tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until a folder is on disk: every file in it, and every folder's entries."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(place) / name)
+        sync(Path(place))
+
+
+@contextmanager
+def held(lock: Path, what: str, fix: str, *, remove: bool = False) -> Iterator[None]:
+    """Hold a lock file, which says who holds it; what a killed process left is not in the way.
+
+    Args:
+        lock: the file; its folder must exist.
+        what: is held, for the refusal.
+        fix: what to do when it is in use.
+        remove: delete the file at the end.
+
+    Raises:
+        ValueError: another process holds it, or the file system has no locks.
+    """
+    while True:
+        with open(lock, "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                raise ValueError(f"{what} is in use by process {file.read().strip() or '?'}; {fix}") from None
+            except OSError as error:
+                raise ValueError(f"{what} must lie on a file system with locks; {lock} got {error.strerror}; use "
+                                 "another place") from None
+            if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                continue  # its last holder deleted it before we had it
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                if remove:
+                    lock.unlink(missing_ok=True)
+            return
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace a file's content; the folder is made when missing."""
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -47,7 +125,7 @@ def read_json(path: str | Path, fix: str) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path} must be JSON; {error}; {fix}") from None
 
 

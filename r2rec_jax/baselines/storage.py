@@ -7,7 +7,6 @@ parameters by path. Nothing is pickled.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,18 @@ from r2rec_jax.baselines.events import Events
 from r2rec_jax.baselines.model import Params, Recommender
 from r2rec_jax.checkpoints import flatten, unflatten
 from r2rec_jax.config import as_plain
+from r2rec_jax.files import replaced
 
 PARAMS_FILE = "params.safetensors"
 
 
 def save_model(path: str | Path, model: Recommender, params: Params) -> None:
-    """Write the file beside its place and rename it; the folder is made when missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the file, which appears whole or not at all; the folder is made when missing."""
     header = {"model": model.name, "config": json.dumps(as_plain(model.config), sort_keys=True),
               "n_users": str(model.events.n_users), "n_items": str(model.events.n_items)}
     arrays = {name: np.ascontiguousarray(value) for name, value in flatten(jax.device_get(params)).items()}
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(arrays, temporary, metadata=header)
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        save_file(arrays, temporary, metadata=header)
 
 
 def load_model(path: str | Path, events: Events) -> tuple[Recommender, Params]:

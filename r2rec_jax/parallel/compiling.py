@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from r2rec_jax.parallel.distributed import several, wait
 from r2rec_jax.parallel.sharding import shardings
 
 
@@ -25,4 +26,7 @@ def compile_placed(function: Callable[..., Any], args: Sequence[Any], donate: Se
         return jax.jit(function, donate_argnums=tuple(donate)).lower(*args).compile()
     with jax.set_mesh(mesh):
         out = shardings(jax.eval_shape(function, *args), mesh)
-        return jax.jit(function, donate_argnums=tuple(donate), out_shardings=out).lower(*args).compile()
+        program = jax.jit(function, donate_argnums=tuple(donate), out_shardings=out).lower(*args).compile()
+    if several():
+        wait()  # one host compiles faster than another, and the first collective is not patient
+    return program

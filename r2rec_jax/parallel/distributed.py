@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from r2rec_jax import stopping
 from r2rec_jax.config.parallel import ParallelConfig
 
 HEARTBEAT_S = 30
@@ -51,6 +52,7 @@ def start(config: ParallelConfig) -> None:
     """
     if config.distributed == "off" or jax.distributed.is_initialized():
         return
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from r2rec_jax.stopping
     try:
         jax.distributed.initialize(
             config.coordinator, config.num_processes, config.process_id, initialization_timeout=START_S,
@@ -99,14 +101,32 @@ def on_first(work: Callable[[], Any]) -> Any:
     if is_first():
         try:
             outcome = {"value": work()}
+        except stopping.Interrupted as request:
+            failure, outcome = request, {"stopped": request.number}
         except Exception as error:
             failure, outcome = error, {"failed": f"{type(error).__name__}: {_one_line(error)}"}
     outcome = _share(outcome)
     if failure is not None:
         raise failure
+    if "stopped" in outcome:
+        raise stopping.Interrupted(outcome["stopped"])
     if "failed" in outcome:
         raise FirstFailed(f"process 0 stopped: {outcome['failed']}")
     return outcome["value"]
+
+
+def check_stop() -> None:
+    """Between two steps: stop here, all processes at the same step, if one of them was asked to.
+
+    Raises:
+        Interrupted: a request has come, here or elsewhere.
+    """
+    if not several():
+        return stopping.check()
+    wait()
+    asked = int(np.max(multihost_utils.process_allgather(np.int32(stopping.requested() or 0))))
+    if asked:
+        raise stopping.Interrupted(asked)
 
 
 @contextmanager
@@ -151,14 +171,15 @@ def follow(call: Callable[..., Any]) -> None:
 def _share(value: Any) -> Any:
     """Process 0's JSON value in every process; waits for all of them."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8) if is_first() else np.zeros(0, np.uint8)
-    _wait()
+    wait()
     size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
     room = np.zeros(1 << max(8, (size - 1).bit_length()), np.uint8)  # few sizes: each is a program of its own
     room[:text.size] = text
     return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(room))[:size]))
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Stand until all processes stand here."""
     from orbax.checkpoint import multihost
 
     multihost.get_barrier_sync_fn()(key=f"r2rec_jax-{next(_barriers)}", timeout_ms=PATIENCE_S * 1000)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from r2rec_jax.files import replaced
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -146,10 +148,8 @@ def _plot(rows: Sequence[Row], panels: Sequence[Panel], path: Path, title: str) 
 
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp.png")
-    figure.savefig(temporary, dpi=DPI)
-    temporary.replace(path)
+    with replaced(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png")
     return path
 
 

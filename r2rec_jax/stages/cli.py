@@ -7,12 +7,13 @@ jsonargparse merges a default configuration file under ``--config``, so the pack
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
-from r2rec_jax import files
+from r2rec_jax import files, stopping
 from r2rec_jax.config import TrainConfig
 
 EXIT_BAD_INPUT = 2
@@ -75,10 +76,12 @@ def run_entry(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] 
     """Call an entry's body; turn a failure that the user can mend into one line on standard error.
 
     Returns:
-        0 when it went well, 1 for a run that had to stop, 2 for bad input or a failing file system, 130 after Ctrl-C.
+        0 when it went well or the system asked it to stop (SIGTERM, SIGUSR1, SIGHUP), 1 for a run that had to stop,
+        2 for bad input or a failing file system, 130 after Ctrl-C.
     """
     try:
-        main(argv)
+        with stopping.listening():
+            main(argv)
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("R2REC_TRACEBACK"):
             raise
@@ -90,7 +93,8 @@ def run_entry(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] 
             raise
         print(f"error: {one_line(str(error))} (R2REC_TRACEBACK=1 shows where)", file=sys.stderr)
         return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as request:
+        number = request.number if isinstance(request, stopping.Interrupted) else signal.SIGINT
+        print(f"stopped by {signal.Signals(number).name}; run the same command again to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED if number == signal.SIGINT else 0
     return 0

@@ -8,13 +8,13 @@ what was rejected and a journal of all requests.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r2rec_jax.files import held
 from r2rec_jax.sampling.endpoint import Endpoint
 from r2rec_jax.sampling.spending import read_requests, spending_of
 from r2rec_jax.thoughts.remote import RemoteTeacher
@@ -39,11 +39,7 @@ def locked_folder(folder: Path) -> Iterator[Path]:
         ValueError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "endpoint.lock", "a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{folder} is in use by another process; wait for it, or choose another folder") from None
+    with held(folder / "endpoint.lock", str(folder), "wait for it, or choose another folder"):
         yield folder
 
 

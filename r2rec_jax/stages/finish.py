@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from r2rec_jax.evaluation.tables import markdown, print_table
 from r2rec_jax.files import write_json, write_text
+from r2rec_jax.models.folders import new_folder
 from r2rec_jax.progress import say
 from r2rec_jax.reporting.plots import plot_losses, plot_rewards, read_metrics
 from r2rec_jax.stages.export import export_merged, export_peft
@@ -21,8 +21,9 @@ def export_stage(work: Workspace) -> dict[str, Any]:
     written = {}
     for form in c.formats:
         out = work.run.folder("export") / form
-        shutil.rmtree(out, ignore_errors=True)
-        export(work, c.checkpoint, form, out)
+        with new_folder(out, replace=True) as empty:
+            export(work, c.checkpoint, form, empty)
+        say(f"export: {form} of {c.checkpoint} in {out}")
         written[form] = str(out)
     return {"checkpoint": c.checkpoint, "written": written}
 
@@ -35,7 +36,6 @@ def export(work: Workspace, checkpoint: str, form: str, out: Path) -> None:
     else:
         full = work.load_full()
         export_merged(full, work.adapter(checkpoint, full), c.lora, work.tokenizer, c.grpo, out)
-    say(f"export: {form} of {checkpoint} in {out}")
 
 
 def finish(work: Workspace, stages: Sequence[str]) -> dict[str, Any]:

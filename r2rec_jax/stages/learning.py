@@ -7,7 +7,6 @@ Each leaves ``<run>/<stage>/checkpoints`` to resume from and its product beside 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from flax import nnx
 
 from r2rec_jax.config import LoraConfig
 from r2rec_jax.models.backbone import Backbone, random_backbone, tiny_hf_config, with_base
+from r2rec_jax.models.folders import new_folder
 from r2rec_jax.models.huggingface import save_merged
 from r2rec_jax.models.lora import init_lora
 from r2rec_jax.models.peft import save_adapter
@@ -158,10 +158,10 @@ def _keep_adapter(work: Workspace, stage: str, lora: nnx.State) -> None:
 
 
 def _replace(folder: Path, write: Any) -> None:
-    """Write a product that must be new; one left by a run that was cut off between two steps is replaced."""
+    """Write a product; the one of a run that was cut off afterwards stays until the new one is whole."""
     def renew() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        write(folder)
+        with new_folder(folder, replace=True) as empty:
+            write(empty)
 
     on_first(renew)
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from r2rec_jax.config import TrainConfig, as_plain
+from r2rec_jax.files import write_text
 from r2rec_jax.parallel.distributed import company, is_first, on_first, several, start
 from r2rec_jax.progress import format_duration, mute, say
 from r2rec_jax.stages.run import RunFolder, builds_on
@@ -56,9 +57,8 @@ def run_stages(config: TrainConfig, stages: Sequence[str], *, overwrite: bool = 
             mute()
 
         def open_folder() -> None:
-            RunFolder.open(config, provenance=provenance(), overwrite=overwrite)
-            held.enter_context(run.locked())
-            (run.path / "config.yaml").write_text(yaml.safe_dump(as_plain(config), sort_keys=False), encoding="utf-8")
+            held.enter_context(RunFolder.open(config, provenance=provenance(), overwrite=overwrite))
+            write_text(run.path / "config.yaml", yaml.safe_dump(as_plain(config), sort_keys=False))
             say(f"run folder {run.path}" + (f"\n{config.note}" if config.note else ""))
 
         on_first(open_folder)

@@ -7,7 +7,6 @@ The same configuration and sources give the same bytes.
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from r2rec_jax.data.splits import Queries, draw_queries, training_edges
 from r2rec_jax.data.storage import write_dataset
 from r2rec_jax.graph.bipartite import build
 from r2rec_jax.graph.chains import Chain
+from r2rec_jax.models.folders import new_folder
 from r2rec_jax.stages.manifest import FORMAT, RECORDED, settings_of, sha256_of_member
 from r2rec_jax.stages.prepared import Prepared, chain_row, draw_chains
 
@@ -131,10 +131,7 @@ def _check_replaceable(folder: Path) -> None:
 def _write(folder: Path, dataset: Dataset, training: NDArray[np.bool_], queries: Queries,
            chains: Mapping[str, tuple[Chain, ...]], manifest: dict[str, Any]) -> dict[str, Any]:
     """Write everything beside ``folder``, then put it in place; returns the manifest with the files' hashes."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        new = Path(scratch) / "new"
-        new.mkdir()
+    with new_folder(folder, replace=True) as new:
         write_dataset(new, dataset, training)
         names = {"queries": save_queries(new, queries.all(), dataset),
                  "candidates": {sampler: save_candidates(new, sampler, lists, dataset)
@@ -146,7 +143,4 @@ def _write(folder: Path, dataset: Dataset, training: NDArray[np.bool_], queries:
         files = {path.name: sha256_of_member(path) for path in sorted(new.iterdir())}
         manifest = {**manifest, **names, "files": files}
         (new / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        new.rename(folder)
     return manifest

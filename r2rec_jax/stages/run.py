@@ -13,9 +13,6 @@ deleted. ``evaluate`` and ``export`` settings may change freely: those stages ar
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +23,8 @@ from typing import Any
 from r2rec_jax.config import STAGES, TrainConfig, as_plain, fingerprint
 from r2rec_jax.config.data import WITHOUT_EFFECT as DATA_PLACES
 from r2rec_jax.config.endpoint import OPERATIONAL
-from r2rec_jax.files import read_json, write_json
+from r2rec_jax.files import beside, held, read_json, write_json
+from r2rec_jax.models.folders import delete_folder, sweep
 
 READS: dict[str, tuple[str, ...]] = {
     "prepare": ("data", "graph", "train_seed"),
@@ -95,22 +93,26 @@ class RunFolder:
     config: TrainConfig
 
     @classmethod
-    def open(cls, config: TrainConfig, *, provenance: dict[str, Any], overwrite: bool = False) -> RunFolder:
-        """Open or create the folder of this configuration.
+    @contextmanager
+    def open(cls, config: TrainConfig, *, provenance: dict[str, Any], overwrite: bool = False) -> Iterator[RunFolder]:
+        """Open or create the folder of this configuration, and hold it while the block lasts.
 
         Raises:
-            ValueError: the folder was made with other settings (names them), or is not a run folder.
+            ValueError: the folder was made with other settings (names them), is not a run folder, or is in use.
         """
         run = cls(Path(config.run_dir).expanduser(), config)
         record = run.path / "run.json"
+        ours = {"lock", beside(record, "tmp").name}  # a process killed before it could write run.json leaves these
         if not record.exists():
-            if run.path.exists() and any(p.name != "lock" for p in run.path.iterdir()):
+            if run.path.exists() and any(p.name not in ours for p in run.path.iterdir()):
                 raise ValueError(f"run_dir {run.path} is not empty and holds no run.json; choose another --run_dir")
             run.path.mkdir(parents=True, exist_ok=True)
-        else:
-            run._refuse_or_clear(_read_json(record)["config"], overwrite)
-        write_json(record, {"config": as_plain(config), **provenance})
-        return run
+        with run.locked():
+            sweep(run.path)
+            if record.exists():
+                run._refuse_or_clear(_read_json(record)["config"], overwrite)
+            write_json(record, {"config": as_plain(config), **provenance})
+            yield run
 
     @classmethod
     def existing(cls, folder: str | Path) -> RunFolder:
@@ -150,7 +152,7 @@ class RunFolder:
         done = self._stages()
         done.pop(stage, None)
         write_json(self.path / "stages.json", done)
-        shutil.rmtree(self.folder(stage), ignore_errors=True)
+        delete_folder(self.folder(stage))
 
     def claim(self, stage: str) -> None:
         """Start or go on with a stage: output that lies there from other settings or inputs is deleted first."""
@@ -192,16 +194,7 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder; a second process is refused, a lock left by a killed one is not in the way."""
-        with open(self.path / "lock", "a+", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.seek(0)
-                raise ValueError(f"run_dir {self.path} is in use by process {lock.read().strip() or '?'}; "
-                                 "wait for it or choose another --run_dir") from None
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+        with held(self.path / "lock", f"run_dir {self.path}", "wait for it or choose another --run_dir"):
             yield
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from r2rec_jax.tokens.tokenizer import Tokenizer
 
 __all__ = [
-    "Batch", "Example", "FittedPrompt", "Limits", "bucket", "default_buckets", "fit_prompt", "group_rows",
+    "Batch", "Example", "FittedPrompt", "Limits", "fit_prompt", "group_rows",
     "make_example", "pack", "pad", "plan_packing",
 ]
 
@@ -132,31 +132,6 @@ def fit_prompt(
         f"a prompt must have at most {limit} tokens (prompts.max_tokens); got {tokens} for {name} without any chain; "
         "raise prompts.max_tokens, or lower prompts.liked or data.candidates"
     )
-
-
-def default_buckets(limit: int, smallest: int = 64) -> tuple[int, ...]:
-    """Powers of two and their midpoints from ``smallest`` up, ended by ``limit`` itself.
-
-    Example: ``default_buckets(700) == (64, 96, 128, 192, 256, 384, 512, 700)``.
-    """
-    sizes: list[int] = []
-    size = smallest
-    while size < limit:
-        sizes += [size, size + size // 2]
-        size *= 2
-    return (*(s for s in sizes if s < limit), limit)
-
-
-def bucket(length: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds ``length`` tokens: ``bucket(130, (128, 192, 256)) == 192``.
-
-    Raises:
-        ValueError: when every bucket is shorter.
-    """
-    fitting = [size for size in buckets if size >= length]
-    if not fitting:
-        raise ValueError(f"a length must be at most the largest bucket, {max(buckets, default=0)}; got {length}")
-    return min(fitting)
 
 
 def pad(examples: Sequence[Example], length: int, targets: int, rows: int | None = None, pad_id: int = 0) -> Batch:

@@ -17,6 +17,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 
+from r2rec_jax.files import write_text
+
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -99,9 +101,7 @@ def write_folder(parts: TokenizerParts, folder: Path) -> None:
     if parts.chat_template is not None:
         config["chat_template"] = parts.chat_template
     for name, value in ((TOKENIZER_FILE, json.loads(parts.json)), (CONFIG_FILE, config)):
-        temporary = folder / f".{name}.tmp"
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")
-        temporary.replace(folder / name)
+        write_text(folder / name, json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

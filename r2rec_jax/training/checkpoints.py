@@ -92,14 +92,6 @@ class Checkpoints(TreeCheckpoints):
         state = TrainState(stored.trees["params"], stored.trees["optimizer"], **counts)
         return Restored(stored.step, state, _decode(stored.meta["loader"]))
 
-    def restore_params(self, template: Any) -> Any:
-        """Only the trained tree of the newest checkpoint, shaped like ``template``.
-
-        Raises:
-            ValueError: when there is none, or it belongs to something else.
-        """
-        return self.restore_tree("params", template)
-
 
 def _encode(loader_state: Any) -> dict[str, Any]:
     if isinstance(loader_state, bytes):

@@ -25,7 +25,7 @@ from jaxtyping import Array
 from r2rec_jax.checkpoints import one_line
 from r2rec_jax.config import GrpoConfig
 from r2rec_jax.models.lora import copy_lora, zeros_like_lora
-from r2rec_jax.parallel.distributed import FirstFailed, on_first
+from r2rec_jax.parallel.distributed import FirstFailed, check_stop, on_first
 from r2rec_jax.parallel.sharding import place
 from r2rec_jax.sampling.decoder import Rollout
 from r2rec_jax.tokens.examples import Batch, Example
@@ -139,9 +139,7 @@ def train_grpo(
     reference = place(copy_lora(lora) if config.reference == "sft" else zeros_like_lora(lora), model.mesh)
     longest = max(len(example.prompt_ids) for example in prompts)
     session = Session("grpo", place(init_state(lora, optimizer), model.mesh), loader, total, checkpoints=checkpoints,
-                      metrics=metrics, checkpoint_every=config.checkpoint_every, shown=SHOWN)
-    if completions_log is not None:
-        completions_log.keep(lambda row: row["step"] <= session.start)
+                      metrics=metrics, log=completions_log, checkpoint_every=config.checkpoint_every, shown=SHOWN)
     with session:
         score = make_scoring(model, config.temperature, session.report)
         updates = Updates(make_grpo_loss(model, config), SUMS, optimizer, session.report, mesh=model.mesh)
@@ -151,9 +149,11 @@ def train_grpo(
             clock = Clock(session)
             rollout = roll_out(session.state.params, model, chosen, config, environment, seed, step, session.report)
             clock.lap("rollout_seconds")
+            check_stop()
             texts = completion_texts(rollout, environment.decode)
             rewards = shared_rewards(environment.reward, texts, ids, config.group_size)
             clock.lap("reward_seconds")
+            check_stop()
             lr = learning_rate(schedule, session.state)
             passes = make_passes(chosen, rollout, rewards["total"], config, longest, environment.pad_id,
                                  model.row_shards)

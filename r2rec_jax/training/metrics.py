@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from r2rec_jax.files import write_text
+from r2rec_jax.progress import say
 
 
 class JsonLines:
@@ -30,19 +31,23 @@ class JsonLines:
         self._file: Any = None
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop every row that is not wanted, and a torn last line; the file is replaced in one step."""
+        """Drop every row that is not wanted, and a torn last line; the file is replaced in one step.
+
+        A damaged line elsewhere, which no kill explains, is dropped too, and named.
+        """
         self.close()
         if not self.path.exists():
             return
         kept = []
-        with self.path.open(encoding="utf-8") as old:
-            for line in old:
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if wanted(row):
-                    kept.append(line if line.endswith("\n") else line + "\n")
+        lines = self.path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                say(f"{self.path}: line {number} is damaged and left out")
+                continue
+            if wanted(row):
+                kept.append(line.decode("utf-8") + "\n")
         write_text(self.path, "".join(kept))
 
     def append(self, row: Mapping[str, Any]) -> None:

@@ -1,18 +1,24 @@
-"""What surrounds every stage's loop: resume, progress, metric rows, checkpoints, and a save when it is interrupted."""
+"""What surrounds every stage's loop: resume, progress, metric rows, checkpoints, and a save when it is asked to stop.
+
+A request to stop (``r2rec_jax.stopping``) waits until the step is done, since within an update the state is donated and
+there is nothing to save. What cuts a step in two all the same (a second Ctrl-C) leaves the last checkpoint as it is.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from r2rec_jax import progress
+from r2rec_jax import progress, stopping
 from r2rec_jax.checkpoints import is_alive
+from r2rec_jax.parallel.distributed import check_stop
 from r2rec_jax.tokens.loader import Loader
 from r2rec_jax.training.checkpoints import Checkpoints
-from r2rec_jax.training.metrics import MetricsWriter
+from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.shared import SharedCheckpoints
 from r2rec_jax.training.state import TrainState, check_progress
 
@@ -51,17 +57,20 @@ class Session:
         total: steps of the whole stage.
         checkpoints: None keeps nothing.
         metrics: None logs nothing.
-        checkpoint_every: steps between checkpoints; the last step is always saved.
+        log: further rows of the steps, each with its ``step``; cut back and made durable like the metrics.
+        checkpoint_every: steps between checkpoints; the last step is always saved. While updates are being skipped as
+            not finite nothing is, so that the last good checkpoint is not pushed out.
         log_every: steps between rows.
         shown: names of the values to show beside the bar.
     """
 
     def __init__(self, stage: str, state: TrainState, loader: Loader[Any], total: int, *,
                  checkpoints: Checkpoints | SharedCheckpoints | None = None, metrics: MetricsWriter | None = None,
-                 checkpoint_every: int = 1, log_every: int = 1, shown: Sequence[str] = ("loss",)) -> None:
+                 log: JsonLines | None = None, checkpoint_every: int = 1, log_every: int = 1,
+                 shown: Sequence[str] = ("loss",)) -> None:
         self.stage, self.total, self.start = stage, total, 0
         self.compile_s = 0.0
-        self._loader, self._checkpoints, self._metrics = loader, checkpoints, metrics
+        self._loader, self._checkpoints, self._metrics, self._log = loader, checkpoints, metrics, log
         self._checkpoint_every, self._log_every, self._shown = checkpoint_every, log_every, shown
         restored = checkpoints.restore(state) if checkpoints is not None else None
         if restored is not None:
@@ -71,22 +80,30 @@ class Session:
         # One attribute, so that an interrupt can never see the state of one step with the place of another.
         self._latest = (state, loader.get_state(), self.start)
         self._mark = 0.0
+        self._saving = False
+        self._around = ExitStack()
 
     def __enter__(self) -> Session:
         if self._metrics is not None:
             self._metrics.resume(self.start)
-        self._context = progress.bar(self.stage.upper(), self.total, "steps", done=self.start)
-        self._bar = self._context.__enter__()
+        if self._log is not None:
+            self._log.keep(lambda row: row["step"] <= self.start)
+        self._around.enter_context(stopping.deferred())
+        self._bar = self._around.enter_context(
+            progress.bar(self.stage.upper(), self.total, "steps", done=self.start))
         self._mark = time.monotonic()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self._context.__exit__(kind, error, trace)
-        if isinstance(error, KeyboardInterrupt | RewardError):
-            self._save_interrupted()
-        if self._metrics is not None:
-            self._metrics.close()
+        try:
+            if isinstance(error, KeyboardInterrupt | RewardError):
+                self._save_interrupted()
+        finally:
+            for log in (self._metrics, self._log):
+                if log is not None:
+                    log.close()
+            self._around.__exit__(kind, error, trace)
 
     @property
     def state(self) -> TrainState:
@@ -100,8 +117,14 @@ class Session:
         self._bar.compiled(what, seconds)
 
     def steps(self) -> Iterator[int]:
-        """Numbers of the steps that are left, from 1."""
-        yield from range(self.start + 1, self.total + 1)
+        """Numbers of the steps that are left, from 1.
+
+        Raises:
+            Interrupted: between two steps, when the run was asked to stop.
+        """
+        for step in range(self.start + 1, self.total + 1):
+            check_stop()
+            yield step
 
     def finish(self, step: int, state: TrainState, values: Mapping[str, Any], example_ids: Sequence[str]) -> None:
         """Log a step that is done, and save it where a checkpoint is due.
@@ -110,7 +133,7 @@ class Session:
             step: its number.
             state: after it.
             values: to log; ``skipped_in_a_row`` must be among them.
-            example_ids: named when the run must stop.
+            example_ids: what it was trained on; logged, and named when the run must stop.
 
         Raises:
             RuntimeError: after three skipped updates in a row.
@@ -122,10 +145,10 @@ class Session:
         last = step == self.total
         if self._metrics is not None and (step % self._log_every == 0 or last):
             logged = {name: value for name, value in values.items() if name != "skipped_in_a_row"}
-            self._metrics.write(step, logged, seconds)
+            self._metrics.write(step, logged | {"examples": list(example_ids)}, seconds)
         self._latest = (state, self._loader.get_state(), step)
         self._bar.advance(1, **{name: values[name] for name in self._shown if name in values})
-        if step % self._checkpoint_every == 0 or last:
+        if last or (step % self._checkpoint_every == 0 and not values["skipped_in_a_row"]):
             self._save()
 
     def trained(self) -> Trained:
@@ -136,17 +159,21 @@ class Session:
     def _save(self) -> None:
         if self._checkpoints is None:
             return
-        if self._metrics is not None:
-            self._metrics.sync()
+        for log in (self._metrics, self._log):
+            if log is not None:
+                log.sync()
         state, loader_state, step = self._latest
+        self._saving = True
         self._checkpoints.save(step, state, loader_state)
+        self._saving = False
 
     def _save_interrupted(self) -> None:
         state, _, step = self._latest
         if self._checkpoints is None or step == self.start:
             return
-        if not is_alive(state):
-            progress.say(f"{self.stage}: interrupted within an update; the last checkpoint stays")
+        if self._saving or not is_alive(state):
+            within = "a save" if self._saving else "an update"
+            progress.say(f"{self.stage}: interrupted within {within}; the last checkpoint stays")
             return
         self._save()
         progress.say(f"{self.stage}: interrupted; saved after step {step} of {self.total}")

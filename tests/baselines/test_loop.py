@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from r2rec_jax.data.movielens import load_movielens
 from r2rec_jax.data.splits import draw_queries, training_edges
 from tests.baselines.conftest import make_events
 from tests.baselines.toy import Toy, ToyConfig, closeness
+from tests.damage import damaged_copies
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,6 +95,21 @@ def test_killed_and_resumed_it_equals_never_stopping(tmp_path: Path) -> None:
     resumed = train(Toy(), seed=5, validate=closeness, folder=tmp_path)
     whole = train(Toy(), seed=5, validate=closeness)
     assert _same(resumed.params, whole.params) and _losses(resumed) == _losses(whole)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_costs_an_epoch_and_no_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Some of the files that a checkpoint consists of; ``tests/training/test_checkpoints.py`` takes every one."""
+    whole = train(Toy(), seed=0, validate=closeness, folder=tmp_path / "whole", checkpoint_every_s=0.0)
+    newest = max(int(path.name) for path in (tmp_path / "whole").iterdir() if path.name.isdigit())
+    tried = 0
+    for done, folder in islice(damaged_copies(tmp_path / "whole", str(newest), tmp_path), 0, None, 13):
+        resumed = train(Toy(), seed=0, validate=closeness, folder=folder, checkpoint_every_s=0.0)
+        assert _same(resumed.params, whole.params) and _losses(resumed) == _losses(whole), done
+        said = capsys.readouterr().err
+        assert f"toy: checkpoint of step {newest}: " in said and f"going on after epoch {newest - 1}" in said, done
+        tried += 1
+    assert tried > 5
 
 
 def test_a_finished_run_is_read_back_without_a_step(tmp_path: Path) -> None:

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -215,32 +210,3 @@ def test_quickstart_is_used_only_without_a_config():
     assert parsed("--train_seed=3").run_dir == "runs/quickstart"
     assert parsed("--config", CONFIG).backbone.source == "tiny"
     assert parsed("--config", CONFIG).note == "A smoke run. Its metrics mean nothing."
-
-
-def start_and_kill(command: list[str], environment: dict[str, str], folder: Path) -> None:
-    """Start a run and kill -9 it as soon as a checkpoint appears in ``folder``."""
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(p.name.isdigit() for p in folder.glob("*")):
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.01)
-    assert process.wait() == -signal.SIGKILL, f"the run ended before its first checkpoint in {folder}"
-
-
-@pytest.mark.slow
-def test_a_run_killed_in_every_stage_goes_on_to_the_same_result(finished, data, tmp_path):
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "r2rec_jax.train", *arguments(data, run)]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    for stage in ("pretrain", "sft", "grpo"):
-        start_and_kill(command, environment, run / stage / "checkpoints")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr
-    for stage in ("sft", "grpo"):
-        name = f"{stage}/adapter/adapter_model.safetensors"
-        assert (run / name).read_bytes() == (finished / name).read_bytes(), stage
-    metrics = [[{k: v for k, v in json.loads(line).items() if "seconds" not in k}
-                for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (run, finished)]
-    assert metrics[0] == metrics[1]

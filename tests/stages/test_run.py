@@ -16,7 +16,8 @@ def config(tmp_path: Path, **changes) -> TrainConfig:
 
 
 def open_run(c: TrainConfig, overwrite: bool = False) -> RunFolder:
-    return RunFolder.open(c, provenance={"commit": "x"}, overwrite=overwrite)
+    with RunFolder.open(c, provenance={"commit": "x"}, overwrite=overwrite) as run:
+        return run
 
 
 def finish(run: RunFolder, *stages: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2rec_jax.tokens.examples import Limits, bucket, default_buckets, fit_prompt, make_example, pad
+from r2rec_jax.tokens.examples import Limits, fit_prompt, make_example, pad
 from r2rec_jax.tokens.tokenizer import Tokenizer
 
 LIMITS = Limits(prompt_tokens=512, completion_tokens=64)
@@ -69,19 +69,3 @@ def test_fit_prompt_keeps_as_many_chains_as_fit(n_chains: int, limit: int) -> No
 def test_fit_prompt_never_cuts() -> None:
     with pytest.raises(ValueError, match=r"at most 2 tokens .*got 3 for query q-1 without any chain"):
         fit_prompt(_render, lambda text: len(text.split()), 5, 2, name="query q-1")
-
-
-def test_buckets() -> None:
-    assert default_buckets(700) == (64, 96, 128, 192, 256, 384, 512, 700)
-    assert default_buckets(64) == (64,) and default_buckets(30) == (30,)
-    assert bucket(130, (128, 192, 256)) == 192 and bucket(128, (256, 128)) == 128
-    with pytest.raises(ValueError, match="largest bucket, 256; got 257"):
-        bucket(257, (128, 256))
-
-
-@given(limit=st.integers(1, 5000), data=st.data())
-def test_default_buckets_hold_every_length(limit: int, data: st.DataObject) -> None:
-    sizes = default_buckets(limit)
-    assert sizes == tuple(sorted(set(sizes))) and sizes[-1] == limit
-    length = data.draw(st.integers(1, limit))
-    assert length <= bucket(length, sizes) <= max(64, 2 * length)

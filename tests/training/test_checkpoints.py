@@ -18,6 +18,7 @@ from r2rec_jax.checkpoints import flatten
 from r2rec_jax.config import LoraConfig
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.state import init_state, make_optimizer
+from tests.damage import damaged_copies, delete, flip_a_bit, truncate
 
 LOADER = {"grain": {"next_index": 3}, "seed": 1}
 
@@ -38,9 +39,8 @@ def test_what_is_saved_is_read_back(state, checkpoints, trees_equal):
     assert restored is not None and restored.step == 3 and restored.loader_state == LOADER | {"seed": 3}
     assert trees_equal(restored.state, state.replace(step=jnp.asarray(3)))
     assert jax.tree.structure(restored.state) == jax.tree.structure(state)
-    assert trees_equal(second.restore_params(state.params), state.params)
     kept = sorted(p.name for p in second.folder.iterdir())
-    assert kept == ["2", "3"], "the last two are kept"
+    assert kept == ["2", "2.files.json", "3", "3.files.json"], "the last two are kept"
     assert not [p for p in second.folder.rglob("*") if p.suffix in (".pkl", ".pickle")]
     second.close()
 
@@ -55,8 +55,6 @@ def test_bytes_of_an_iterator_survive(state, checkpoints):
 def test_an_empty_folder_has_nothing(state, checkpoints):
     own = checkpoints()
     assert own.latest_step is None and own.restore(state) is None
-    with pytest.raises(ValueError, match=r"there must be a sft checkpoint .* run the sft stage first"):
-        own.restore_params(state.params)
     own.close()
 
 
@@ -68,30 +66,70 @@ def test_a_checkpoint_of_something_else_is_refused_by_name(state, checkpoints, c
     own.save(1, state, LOADER)
     own.close()
     other = checkpoints(**changes)
-    for read in (lambda: other.restore(state), lambda: other.restore_params(state.params)):
-        with pytest.raises(ValueError, match=f"was made with {named}") as error:
-            read()
-        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=f"was made with {named}") as error:
+        other.restore(state)
+    assert "\n" not in str(error.value)
     other.close()
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(state, checkpoints, capsys, trees_equal):
+@pytest.mark.slow
+def test_whatever_happens_to_a_file_of_the_newest_it_says_so_and_takes_the_one_before(
+        checkpoints, tmp_path, capsys, trees_equal):
+    """Every file of it, metadata too, truncated, with a flipped bit, and deleted."""
+    optimizer = make_optimizer(1e-3, "constant", 0, 10, 0, 1.0)
+    states = {step: init_state({"w": jnp.arange(300.0) ** 0.5 * step}, optimizer) for step in (1, 2)}
+    own = checkpoints()
+    for step, state in states.items():
+        own.save(step, state, LOADER | {"seed": step})
+    own.close()
+    damages = 0
+    for done, folder in damaged_copies(own.folder, "2", tmp_path):
+        again = checkpoints(name=folder.name)
+        restored = again.restore(jax.tree.map(jnp.zeros_like, states[1]))
+        assert restored is not None and restored.step == 1, done
+        assert trees_equal(restored.state, states[1]) and restored.loader_state == LOADER | {"seed": 1}, done
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1, said
+        assert f"sft: checkpoint of step 2: {WORDS[done.split()[0]]}" in said and done.split()[1] in said, said
+        if damages % 10 == 0:
+            again.save(2, states[2], LOADER)
+            assert again.latest_step == 2, done
+        again.close()
+        damages += 1
+    assert damages > 50
+
+
+WORDS = {"truncate": "its file", "delete": "its file", "flip_a_bit": "the checksum of its file"}
+
+
+@pytest.mark.parametrize(("damage", "step"), [(truncate, 1), (flip_a_bit, 1), (delete, 2)])
+def test_a_checkpoint_whose_list_of_files_is_damaged(checkpoints, damage, step, trees_equal):
+    """A missing list is that of a process killed right before it: the checkpoint is whole."""
+    states = {n: init_state({"w": jnp.arange(30.0) * n}, make_optimizer(1e-3, "constant", 0, 10, 0, 1.0))
+              for n in (1, 2)}
+    own = checkpoints()
+    for n, state in states.items():
+        own.save(n, state, LOADER)
+    own.close()
+    damage(own.folder / "2.files.json")
+    again = checkpoints()
+    restored = again.restore(states[1])
+    assert restored is not None and restored.step == step and trees_equal(restored.state, states[step])
+    again.close()
+    assert sorted(p.name for p in own.folder.glob("*.json")) == [f"{n}.files.json" for n in range(1, step + 1)]
+
+
+def test_none_good_is_the_reason_to_stop(state, checkpoints):
     own = checkpoints()
     for step in (1, 2):
         own.save(step, state, LOADER)
+        delete(own.folder / str(step) / "meta" / "metadata")
     own.close()
-    for file in (own.folder / "2" / "optimizer").rglob("*"):
-        if file.is_file() and file.stat().st_size > 200:
-            data = bytearray(file.read_bytes())
-            data[len(data) // 2] ^= 0xFF
-            file.write_bytes(bytes(data))
     again = checkpoints()
-    restored = again.restore(state)
-    assert restored is not None and restored.step == 1 and trees_equal(restored.state, state)
-    assert "checkpoint of step 2" in capsys.readouterr().err and again.latest_step == 1
-    (again.folder / "1" / "meta" / "metadata").write_text("{")
-    with pytest.raises(ValueError, match=r"no sft checkpoint in .* can be read \(step 1"):
+    with pytest.raises(ValueError, match=r"no sft checkpoint in .* can be read \(step 2: its file meta/metadata is "
+                                         r"missing; step 1: .*\); delete the folder to start anew") as error:
         again.restore(state)
+    assert "\n" not in str(error.value) and again.latest_step == 2, "nothing is deleted"
     again.close()
 
 
@@ -100,7 +138,7 @@ def test_other_shapes_are_named(state, checkpoints):
     own.save(1, state, LOADER)
     wider = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-1], x.shape[-1] + 1), x.dtype), state.params)
     with pytest.raises(ValueError, match="must have the shapes of this model; layers/down/lora_a"):
-        own.restore_params(wider)
+        own.restore(state.replace(params=wider))
     own.close()
 
 

@@ -74,8 +74,8 @@ def test_it_raises_a_planted_reward_with_the_real_decoder(tiny, llama_config, pr
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and rows[-1]["kl"] > 1e-3
     assert all(abs(row["ratio"] - 1) < 1e-6 for row in rows)
     assert trees_equal(base, model.base)
-    expected = {"stage", "step", "seconds", "loss", "kl", "ratio", "clip_low", "clip_high", "correction", "entropy",
-                "drift", "grad_norm", "skipped", "lr", "reward", "reward_rank", "words", "reward_std",
+    expected = {"stage", "step", "seconds", "examples", "loss", "kl", "ratio", "clip_low", "clip_high", "correction",
+                "entropy", "drift", "grad_norm", "skipped", "lr", "reward", "reward_rank", "words", "reward_std",
                 "zero_spread_groups", "completion_tokens", "truncated", "rollout_seconds", "reward_seconds",
                 "update_seconds"}
     assert set(rows[0]) == expected

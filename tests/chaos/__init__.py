@@ -1,0 +1,1 @@
+"""Fault harness: training processes killed at seeded moments (see ``__main__``)."""
