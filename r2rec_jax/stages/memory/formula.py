@@ -141,25 +141,24 @@ def gathered_bytes(shapes: Shapes) -> int:
 
 
 def training_temporaries(shapes: Shapes, row: RowShape, rows: int, remat: bool) -> dict[str, int]:
-    """Temporaries of one device pass of ``rows`` rows (of all devices together)."""
+    """Temporaries of one pass of ``rows`` rows on each device that has rows of its own."""
     c, size = shapes.config, shapes.dtype.itemsize
-    here = -(-rows // shapes.row_shards)
-    tokens, split = here * row.length, shapes.sizes["tensor"]
+    tokens, split = rows * row.length, shapes.sizes["tensor"]
     numbers = layer_numbers(c) // split
-    scores = 3 * here * c.heads // split * min(BLOCK, row.length) * row.length * 4
+    scores = 3 * rows * c.heads // split * min(BLOCK, row.length) * row.length * 4
     saved = c.layers * tokens * (c.hidden_size if remat else numbers) * size
     return {"activations": saved + 2 * tokens * numbers * size + scores,
-            "logits": logit_bytes(shapes, here * row.targets), "gathered weights": gathered_bytes(shapes)}
+            "logits": logit_bytes(shapes, rows * row.targets), "gathered weights": gathered_bytes(shapes)}
 
 
 def rollout_parts(shapes: Shapes, config: TrainConfig, prompts: int, group: int, prompt: int, completion: int
                   ) -> dict[str, int]:
     """Key and value caches of a rollout at its full length, what prefilling takes, and the decoder's own weights."""
     c, size, buckets = shapes.config, shapes.dtype.itemsize, Buckets()
-    batch, slots = size_bucket(prompts), size_bucket(prompt, buckets.prompt_tokens)
+    here, slots = size_bucket(-(-prompts // shapes.row_shards)), size_bucket(prompt, buckets.prompt_tokens)
+    batch = here * shapes.row_shards
     capacity = round_up(completion, 32)
     caches = jax.eval_shape(lambda: empty_caches(c, batch, group, slots, capacity, shapes.dtype))
-    here = -(-batch // shapes.row_shards)
     filled = max(1, min(here, buckets.prefill_tokens // slots)) * slots
     merged = shapes.on_cpu and shapes.dtype == jnp.float32 and config.backbone.quantize == "none"
     layers = device_bytes(shapes.base["layers"], shapes.sizes)

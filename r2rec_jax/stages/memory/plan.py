@@ -179,7 +179,7 @@ def _host(shapes: formula.Shapes) -> dict[str, int]:
 
 def _training(shapes: formula.Shapes, config: TrainConfig, stage: str, row: Any, rows: int) -> Phase:
     held = _host(shapes) | formula.held(shapes, 4 if stage == "grpo" else 3)
-    name = f"{stage}: update, {rows} x {row.length} tokens"
+    name = f"{stage}: update, {rows} x {row.length} tokens a device"
     if shapes.on_cpu and all(size == 1 for size in shapes.sizes.values()):
         return Phase(name, "compiled", held | {
             "temporaries": gradient_temporaries(shapes, config, stage, row, rows)})
