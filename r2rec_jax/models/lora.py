@@ -45,7 +45,11 @@ class LoraLinear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         """Apply one layer's weights (the leading stack axis must have been sliced away)."""
-        y = x @ self.kernel[...].astype(x.dtype)
+        kernel = self.kernel[...]
+        if self.quantized:
+            # Without it XLA takes the cast out of the decoder's token loop and keeps every layer wide.
+            kernel, x = jax.lax.optimization_barrier((kernel, x))
+        y = x @ kernel.astype(x.dtype)
         if self.quantized:
             y = (y.astype(jnp.float32) * self.kernel_scale[...]).astype(x.dtype)
         if self.rank:

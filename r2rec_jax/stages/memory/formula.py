@@ -151,6 +151,15 @@ def training_temporaries(shapes: Shapes, row: RowShape, rows: int, remat: bool) 
             "logits": logit_bytes(shapes, rows * row.targets), "gathered weights": gathered_bytes(shapes)}
 
 
+def _wide(shapes: Shapes) -> Any:
+    """The layers as decoding may hold them a second time: int8 kernels cast once, outside the token loop.
+
+    The CPU's compiler does so whatever the program says; of GPUs and TPUs it is assumed.
+    """
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, shapes.dtype if x.dtype == jnp.int8 else x.dtype),
+                        shapes.base["layers"])
+
+
 def rollout_parts(shapes: Shapes, config: TrainConfig, prompts: int, group: int, prompt: int, completion: int
                   ) -> dict[str, int]:
     """Key and value caches of a rollout at its full length, what prefilling takes, and the decoder's own weights."""
@@ -161,7 +170,7 @@ def rollout_parts(shapes: Shapes, config: TrainConfig, prompts: int, group: int,
     caches = jax.eval_shape(lambda: empty_caches(c, batch, group, slots, capacity, shapes.dtype))
     filled = max(1, min(here, buckets.prefill_tokens // slots)) * slots
     merged = shapes.on_cpu and shapes.dtype == jnp.float32 and config.backbone.quantize == "none"
-    layers = device_bytes(shapes.base["layers"], shapes.sizes)
+    layers = device_bytes(_wide(shapes), shapes.sizes)
     prefill = filled * (2 * layer_numbers(c) // shapes.sizes["tensor"] + 2 * c.layers * c.kv_heads * c.head_dim) * size
     drawn = 6 * here * group * c.vocab_size * 4 // shapes.sizes["tensor"]
     return {"kv cache": device_bytes(caches, shapes.sizes), "merged layers" if merged else "sliced layers": layers,
