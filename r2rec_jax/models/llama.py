@@ -137,7 +137,7 @@ class LlamaLayer(nnx.Module):
         h = self.attn_norm(x)
         split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)  # noqa: E731
         q, k, v = split(self.q(h)), split(self.k(h)), split(self.v(h))
-        q, k, v = (by_rows(x, heads=2) for x in (rotate(q, cos, sin), rotate(k, cos, sin), v))
+        q, k, v = (by_rows(x, kv_heads=k.shape[2]) for x in (rotate(q, cos, sin), rotate(k, cos, sin), v))
         return q, k, v
 
     def finish(self, x: Float[Array, "... T D"], attended: Float[Array, "... T N H"]) -> Float[Array, "... T D"]:

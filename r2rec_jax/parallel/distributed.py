@@ -29,7 +29,8 @@ from r2rec_jax import stopping
 from r2rec_jax.config.parallel import ParallelConfig
 
 HEARTBEAT_S = 30
-"""A process that has not been heard of for so long is dead, and its end ends the others."""
+"""A process that has not been heard of for so long is dead, and its end ends the others; nor does one that is done
+wait longer for them."""
 
 START_S = 300
 """How long a process waits at the start for the others."""
@@ -38,6 +39,10 @@ PATIENCE_S = 7 * 24 * 3600
 """How long a process waits for what another does meanwhile (preparing data, asking a teacher)."""
 
 _barriers = count()
+
+
+class StoppedTogether(stopping.Interrupted):
+    """All processes stop at the same step, so that they can still save together."""
 
 
 class FirstFailed(RuntimeError):
@@ -56,7 +61,7 @@ def start(config: ParallelConfig) -> None:
     try:
         jax.distributed.initialize(
             config.coordinator, config.num_processes, config.process_id, initialization_timeout=START_S,
-            heartbeat_timeout_seconds=HEARTBEAT_S)
+            heartbeat_timeout_seconds=HEARTBEAT_S, shutdown_timeout_seconds=HEARTBEAT_S)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"parallel.distributed 'auto' could not start {_place(config)} "
                          f"({_one_line(error)}); set parallel.coordinator, parallel.num_processes and "
@@ -75,12 +80,12 @@ def _one_line(error: BaseException) -> str:
 
 def is_first() -> bool:
     """Whether this is process 0, which alone writes."""
-    return jax.process_index() == 0
+    return not several() or jax.process_index() == 0
 
 
 def several() -> bool:
-    """Whether the run has more than one process."""
-    return jax.process_count() > 1
+    """Whether the run has more than one process; asks for no device in a run of one."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def on_first(work: Callable[[], Any]) -> Any:
@@ -119,14 +124,15 @@ def check_stop() -> None:
     """Between two steps: stop here, all processes at the same step, if one of them was asked to.
 
     Raises:
-        Interrupted: a request has come, here or elsewhere.
+        Interrupted: a request has come here, in a run of one process.
+        StoppedTogether: a request has come, here or elsewhere.
     """
     if not several():
         return stopping.check()
     wait()
     asked = int(np.max(multihost_utils.process_allgather(np.int32(stopping.requested() or 0))))
     if asked:
-        raise stopping.Interrupted(asked)
+        raise StoppedTogether(asked)
 
 
 @contextmanager

@@ -23,8 +23,12 @@ def make_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> M
         devices: what to lay out; all devices of all processes when not given.
 
     Raises:
-        ValueError: the axes do not make up the number of devices.
+        ValueError: the axes do not make up the number of devices, or this is one of several hosts that were started
+            without ``parallel.distributed``.
     """
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ValueError(f"parallel.distributed must be 'auto' on a slice of several hosts (jax sees "
+                         f"{jax.process_count()} processes); got 'off'")
     chosen = list(jax.devices() if devices is None else devices)
     sizes = config.sizes(len(chosen))
     if len(chosen) == 1:

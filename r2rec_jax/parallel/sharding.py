@@ -44,10 +44,10 @@ RULES: dict[tuple[str, ...], tuple[Axes, ...]] = {
     **{(n, "kernel_scale"): (None, "fsdp") for n in _SPLIT_IN},
     **{(n, "lora_a"): (None, "tensor", None) for n in _SPLIT_IN},
     **{(n, "lora_b"): (None, None, "fsdp") for n in _SPLIT_IN},
-    # decoding: layers of the merged layout [out, in], key and value caches [prompts x heads (x group), ...]
-    ("qkv",): ("tensor", "fsdp"),
-    ("gate_up",): ("tensor", "fsdp"),
-    **{(n,): ("fsdp", "tensor") for n in _SPLIT_IN},
+    # decoding: layers of the merged layout [out, in] (joined outputs are cut apart again, so they stay whole: CPUs
+    # only), key and value caches [prompts x heads (x group), ...]
+    **{(n,): (None, "fsdp") for n in ("qkv", "gate_up")},
+    **{(n,): ("fsdp", None) for n in _SPLIT_IN},
     **{(n,): ((*ROWS, "tensor"),) for n in ("prefix_k", "prefix_v", "suffix_k", "suffix_v")},
     **{(n,): (None, (*ROWS, "tensor")) for n in ("keys", "values")},  # of all layers
     # batches [B, ...], groups of GRPO [B, C] and the decoder's rows [P, ...]
@@ -200,23 +200,24 @@ def place_rows(value: Any, mesh: Mesh | None) -> Any:
     return value if mesh is None else put(value, NamedSharding(mesh, PartitionSpec(ROWS)))
 
 
-def by_rows(x: jax.Array, heads: int | None = None) -> jax.Array:
+def by_rows(x: jax.Array, kv_heads: int = 0) -> jax.Array:
     """Inside a program: activations lie by rows, so that the weights come to the rows and not the other way round.
 
     Left to itself the compiler may split them like the weights or the caches, and move them back and forth in every
     layer. Nothing where the program is compiled for no mesh.
 
     Args:
-        x: rows first.
-        heads: the axis that is split over ``tensor`` besides.
+        x: rows first; [rows, tokens, heads, width] with ``kv_heads``.
+        kv_heads: heads are split over ``tensor`` where it divides this number of them, so that queries, keys and values
+            lie alike, as cuDNN's attention wants them.
     """
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     if not sizes:
         return x
     axes: list[Axes] = [None] * x.ndim
     axes[0] = _divide(ROWS, x.shape[0], sizes)[0]
-    if heads is not None:
-        axes[heads] = _divide("tensor", x.shape[heads], sizes)[0]
+    if kv_heads:
+        axes[2] = _divide("tensor", kv_heads, sizes)[0]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 

@@ -64,7 +64,8 @@ def run_stages(config: TrainConfig, stages: Sequence[str], *, overwrite: bool = 
         on_first(open_folder)
         functions = _stage_functions()
         work = Workspace(run)
-        say_layout(work)
+        if any(stage in TOGETHER for stage in stages):
+            say_layout(work)
         for stage in stages:
             _run_stage(work, stage, functions[stage])
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from r2rec_jax import progress, stopping
 from r2rec_jax.checkpoints import is_alive
-from r2rec_jax.parallel.distributed import check_stop
+from r2rec_jax.parallel.distributed import StoppedTogether, check_stop, several
 from r2rec_jax.tokens.loader import Loader
 from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
@@ -97,7 +97,8 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         try:
-            if isinstance(error, KeyboardInterrupt | RewardError):
+            alone = isinstance(error, KeyboardInterrupt) and not several()
+            if alone or isinstance(error, StoppedTogether | RewardError):
                 self._save_interrupted()
         finally:
             for log in (self._metrics, self._log):

@@ -125,7 +125,7 @@ def run(parallel: ParallelConfig | None) -> Numbers:
     buckets = Buckets(prompt_tokens=8, prefill_tokens=32, segment=8, look_every=4, compact_rows=2)
     decoder = Decoder(graphdef, CONFIG, (2, 7, 11, 13, 17, 19), 0, buckets=buckets, mesh=mesh)
     prompts = [e.prompt_ids for e in examples(21)]
-    drawn = decoder.generate(place(lora, mesh), model.base, prompts, group=2, max_new_tokens=24, temperature=0.0,
+    drawn = decoder.generate(place(lora, mesh), model.base, prompts, group=2, max_new_tokens=16, temperature=0.0,
                              top_p=1.0, key=jax.random.key(0))
     return Numbers(np.array(sft_log.losses), sft_grads, np.array(grpo_log.losses), np.stack(gradients),
                    flat(trained.params), drawn.tokens)
