@@ -75,6 +75,7 @@ def test_drift_is_small_and_is_not_none(pair, random_lora) -> None:
         assert drift["max_abs"] < 0.1
 
 
+@pytest.mark.slow
 def test_decoder_draws_with_int8_what_the_scorer_scores(pair) -> None:
     quantised = pair[1]
     decoder = Decoder(quantised.graphdef, quantised.config, [1], 2)
@@ -100,6 +101,7 @@ def merge_head(backbone: Backbone) -> jax.Array:
     return backbone.model().head()
 
 
+@pytest.mark.slow
 def test_sft_learns_on_int8_and_touches_nothing_but_the_adapter(pair) -> None:
     quantised = pair[1]
     examples = [Example(str(i), tuple(IDS[i:i + 8]), (*IDS[i + 8:i + 14], 1)) for i in range(4)]

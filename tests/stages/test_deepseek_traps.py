@@ -23,6 +23,8 @@ from r2rec_jax.stages.export import export_merged, export_peft
 from r2rec_jax.tokens.examples import Example, Limits, make_example, pack
 from r2rec_jax.tokens.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 LORA = LoraConfig(rank=2, alpha=4.0)
 BOS, END, USER, ASSISTANT, THINK, UNTHINK = 128000, 128001, 128011, 128012, 128013, 128014
 PROMPT = "Candidates:\n1. Heat (1995)\n2. Big (1988)\n"
