@@ -37,7 +37,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     export(work, given.checkpoint, given.format, out)
     say(f"export: {given.format} of {given.checkpoint} in {out}")
     write_json(given.json, {"run": given.run, "format": given.format, "out": given.out,
-                            "checkpoint": given.checkpoint, "base_sha256": work.backbone.sha256,
+                            "checkpoint": given.checkpoint,
+                            "base_sha256": work.run.result(given.checkpoint)["base_sha256"],
                             "files": sorted(p.name for p in out.iterdir())})
 
 

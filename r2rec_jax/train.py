@@ -3,6 +3,7 @@
     python -m r2rec_jax.train                                   the packaged quickstart
     python -m r2rec_jax.train --config configs/tiny.yaml        the development loop, from scratch
     python -m r2rec_jax.train --stages sft,grpo --sft.lr 1e-4   some stages, a setting changed
+    python -m r2rec_jax.train --config configs/movielens_1m_8b.yaml --plan   only how much memory it would take
     srun python -m r2rec_jax.train --config 8b.yaml --parallel.distributed auto   the same in every process of a run
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 
 from r2rec_jax.config import STAGES
 from r2rec_jax.stages.cli import BadInput, add_train_config, make_parser, parse_train_config, run_entry, write_json
+from r2rec_jax.stages.memory.arguments import add_plan_arguments
 
 DESCRIPTION = """Run the R2Rec recipe: prepare, thoughts, (pretrain), sft, grpo, evaluate, export.
 A stage whose inputs and settings have not changed is not run again; an interrupted run goes on where it stopped
@@ -41,8 +43,14 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true",
                         help="when settings have changed, delete the stages they touch and run them anew")
     parser.add_argument("--json", type=str, default=None, metavar="OUT", help="also write the results to this file")
+    add_plan_arguments(parser)
     add_train_config(parser)
     config, arguments = parse_train_config(parser, argv)
+    if arguments["plan"]:
+        from r2rec_jax.stages.memory.plan import run_plan
+
+        write_json(arguments["json"], run_plan(config, arguments))
+        return
     stages = parse_stages(arguments["stages"])
 
     from r2rec_jax.parallel.distributed import is_first

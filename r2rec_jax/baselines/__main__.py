@@ -2,7 +2,7 @@
 
     python -m r2rec_jax.baselines --models all --data ml-1m --data_path ~/ml-1m --seeds 0 1 2
     python -m r2rec_jax.baselines --models popularity,ease --data ml-100k
-    python -m r2rec_jax.baselines --models sasrec --data configs/amazon_books.yaml --sasrec.lr 5e-4
+    python -m r2rec_jax.baselines --models sasrec --data configs/amazon_books_8b.yaml --sasrec.lr 5e-4
 """
 
 from __future__ import annotations

@@ -48,6 +48,10 @@ class BackboneConfig:
         dtype: of the frozen weights; ``auto`` is bfloat16 on GPU and TPU and float32 on CPU.
         attention: ``auto`` is cuDNN on GPU and XLA elsewhere.
         remat: recompute activations in the backward pass (less memory, more time); ``auto`` does so on GPU and TPU.
+        quantize: ``int8`` stores the layers' linears in int8 with a scale an output channel (embedding, head and norms
+            keep ``dtype``): less memory, less to read a decoded token, log-probabilities that drift a little
+            (``python -m r2rec_jax.score --quantize int8`` prints how far). An adapter belongs to the form it was
+            trained on; merging adds it to the full weights.
         tiny: the shape used by ``source: tiny``.
     """
 
@@ -55,6 +59,7 @@ class BackboneConfig:
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     remat: Literal["auto", "on", "off"] = "auto"
+    quantize: Literal["none", "int8"] = "none"
     tiny: TinyConfig = field(default_factory=TinyConfig)
 
     def __post_init__(self) -> None:

@@ -1,8 +1,4 @@
-"""The frozen language model as one record, assembled tensor by tensor or drawn at random.
-
-Every parameter is read into one preallocated stacked array, handed to the device, and let go before the next, so the
-host never holds more than one parameter beside what is already on the device.
-"""
+"""The frozen language model as one record, assembled tensor by tensor (``loading``) or drawn at random."""
 
 from __future__ import annotations
 
@@ -14,16 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from r2rec_jax.config import LoraConfig, TinyConfig
 from r2rec_jax.models.llama import Llama, LlamaConfig, abstract_llama, build_llama, merge_llama, split_llama
+from r2rec_jax.models.loading import quantize_parameters, read_parameters
 from r2rec_jax.models.lora import zeros_like_lora
+from r2rec_jax.models.quantize import Quantize, identity
 from r2rec_jax.models.weights import (
     TensorSource,
     WeightSlot,
     check_tensors,
     combine_digests,
-    copy_into,
     digest_tensor,
     weight_slots,
 )
@@ -39,10 +37,11 @@ class Backbone:
         config: shape and constants.
         hf_config: the checkpoint's config.json, kept for export.
         source: where the weights came from.
-        sha256: of the weights' values (``models.weights.combine_digests``).
+        weights_sha256: of the values of the weights as the checkpoint has them (``models.weights.combine_digests``).
         lora: the zero adapter, which is both the template of every adapter and the base policy.
         lora_config: rank, scale and targets of that adapter, None when there is none.
         generation_config: the checkpoint's generation_config.json, kept for export; empty when it had none.
+        quantize: how the layers' linears are stored.
     """
 
     graphdef: Any
@@ -50,10 +49,16 @@ class Backbone:
     config: LlamaConfig
     hf_config: Mapping[str, Any]
     source: str
-    sha256: str
+    weights_sha256: str
     lora: nnx.State
     lora_config: LoraConfig | None = None
     generation_config: Mapping[str, Any] = field(default_factory=dict)
+    quantize: Quantize = "none"
+
+    @property
+    def sha256(self) -> str:
+        """Identity of this model: what adapters, checkpoints and predictions name as their base."""
+        return identity(self.weights_sha256, self.quantize)
 
     def model(self, lora: nnx.State | None = None) -> Llama:
         """The model under an adapter (None: the base)."""
@@ -73,9 +78,11 @@ def assemble(
     lora: LoraConfig | None,
     dtype: str,
     *,
+    quantize: Quantize = "none",
+    mesh: Mesh | None = None,
     generation_config: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """Read every tensor of a checkpoint into a model.
+    """Read every tensor of a checkpoint into a model, laid out on ``mesh``.
 
     Raises:
         ValueError: not a Llama, or tensors missing, unused or of another shape.
@@ -83,28 +90,34 @@ def assemble(
     config = LlamaConfig.from_hf(dict(hf_config))
     check_tensors(source, config)
     target = resolve_dtype(dtype)
-    graphdef, lora_shape, base_shape = split_llama(abstract_llama(config, lora, target))
-    digests: dict[str, str] = {}
-    values = {slot.path: jax.device_put(_read_slot(slot, source, target, digests)) for slot in weight_slots(config)}
+    graphdef, lora_shape, base_shape = split_llama(abstract_llama(config, lora, target, quantize))
+    values, digests = read_parameters(source, weight_slots(config), target, quantize, mesh)
     return Backbone(
         graphdef=graphdef, base=_fill(base_shape, values), config=config, hf_config=dict(hf_config),
-        source=source.where, sha256=combine_digests(digests), lora=zeros_like_lora(lora_shape), lora_config=lora,
-        generation_config=dict(generation_config or {}),
+        source=source.where, weights_sha256=combine_digests(digests), lora=zeros_like_lora(lora_shape),
+        lora_config=lora, generation_config=dict(generation_config or {}), quantize=quantize,
     )
-
-
-def _read_slot(slot: WeightSlot, source: TensorSource, dtype: Any, digests: dict[str, str]) -> np.ndarray:
-    out = np.empty(slot.our_shape, dtype)
-    for i, name in enumerate(slot.names):
-        tensor = source.read(name)
-        digests[name] = digest_tensor(name, tensor)
-        copy_into(out[i] if slot.stacked else out, tensor, slot.transposed)
-    return out
 
 
 def _fill(shape: nnx.State, values: Mapping[tuple[str, ...], jax.Array]) -> nnx.State:
     flat = [(path, variable.replace(values[tuple(map(str, path))])) for path, variable in nnx.to_flat_state(shape)]
     return nnx.from_flat_state(flat)
+
+
+def quantize_backbone(backbone: Backbone) -> Backbone:
+    """The same model with the layers' linears in int8, from weights that are in memory.
+
+    Raises:
+        ValueError: it is quantised already.
+    """
+    if backbone.quantize != "none":
+        raise ValueError(f"a backbone to quantise must have full weights; {backbone.source} is {backbone.quantize}")
+    dtype = parameter(backbone.base, ("embed",)).dtype
+    model = abstract_llama(backbone.config, backbone.lora_config, dtype, "int8")
+    graphdef, _, base_shape = split_llama(model)
+    values = {tuple(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(backbone.base)}
+    base = _fill(base_shape, quantize_parameters(values, weight_slots(backbone.config)))
+    return replace(backbone, graphdef=graphdef, base=base, quantize="int8")
 
 
 def random_backbone(
@@ -115,13 +128,13 @@ def random_backbone(
     graphdef, drawn, base = split_llama(build_llama(config, lora, resolve_dtype(dtype), seed))
     return Backbone(
         graphdef=graphdef, base=base, config=config, hf_config=dict(hf_config), source=source,
-        sha256=hash_base(config, base), lora=zeros_like_lora(drawn), lora_config=lora,
+        weights_sha256=hash_base(config, base), lora=zeros_like_lora(drawn), lora_config=lora,
     )
 
 
 def with_base(backbone: Backbone, base: nnx.State, source: str) -> Backbone:
     """The same backbone with other weights (after pretraining), hashed anew."""
-    return replace(backbone, base=base, source=source, sha256=hash_base(backbone.config, base))
+    return replace(backbone, base=base, source=source, weights_sha256=hash_base(backbone.config, base))
 
 
 def hf_tensors(

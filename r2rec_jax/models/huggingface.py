@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from r2rec_jax.config import LoraConfig
 from r2rec_jax.models.backbone import Backbone, assemble, hf_tensors, parameter
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.models.gguf import read_gguf
-from r2rec_jax.models.weights import TensorSource, WeightSlot, open_safetensors, read_json, weight_slots
+from r2rec_jax.models.quantize import Quantize
+from r2rec_jax.models.tensor_files import TensorHeader, open_safetensors, write_safetensors
+from r2rec_jax.models.weights import TensorSource, WeightSlot, read_json, weight_slots
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -25,13 +28,22 @@ HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
 HUB_SKIP = ["original/*", "onnx/*", "adapter_*", "runs/*"]
 
 
-def load_backbone(source: str | Path, lora: LoraConfig | None, dtype: str = "auto") -> Backbone:
+def load_backbone(
+    source: str | Path,
+    lora: LoraConfig | None,
+    dtype: str = "auto",
+    *,
+    quantize: Quantize = "none",
+    mesh: Mesh | None = None,
+) -> Backbone:
     """Load a frozen Llama, with room for adapters.
 
     Args:
         source: a folder with config.json and safetensors, a ``.gguf`` file, or a hub id.
         lora: rank, scale and targets of the adapters; None for none.
         dtype: ``auto`` (bfloat16 on GPU and TPU, float32 on CPU), ``bfloat16`` or ``float32``.
+        quantize: ``int8`` stores the layers' linears in int8.
+        mesh: devices that the weights are laid out on; None for the default one.
 
     Raises:
         ValueError: there is no such thing, or it is no Llama that this implementation runs, with the reason.
@@ -40,12 +52,12 @@ def load_backbone(source: str | Path, lora: LoraConfig | None, dtype: str = "aut
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ValueError(f"a backbone file must be a .gguf; got {path}; for safetensors give the folder")
-        return assemble(*read_gguf(path), lora, dtype)
+        return assemble(*read_gguf(path), lora, dtype, quantize=quantize, mesh=mesh)
     if not path.is_dir():
         path = fetch_from_hub(str(source))
     hf_config, tensors = open_hf_folder(path)
     generation = path / "generation_config.json"
-    return assemble(hf_config, tensors, lora, dtype,
+    return assemble(hf_config, tensors, lora, dtype, quantize=quantize, mesh=mesh,
                     generation_config=read_json(generation) if generation.is_file() else None)
 
 
@@ -104,30 +116,36 @@ def save_merged(
 ) -> Path:
     """Write the model with its adapter merged in, W + (alpha / r) (A B)^T, as an HF folder.
 
-    The sum is taken in float32 and cast to the backbone's dtype. One shard at a time is in memory. The folder appears
-    whole or not at all.
+    The sum is taken in float32 and cast to the backbone's dtype. One tensor at a time is on the host. The folder
+    appears whole or not at all.
 
     Args:
         backbone: the frozen model.
         lora: the adapter; None writes the base (the storage form of the ``tiny`` backbone).
         out: a new or empty folder.
-        tokenizer_save: writes the tokenizer's files into the folder it is given.
+        tokenizer_save: writes the tokenizer's files into the folder it is given, after all others.
         max_shard_bytes: a new safetensors file is begun when the next tensor would pass this.
 
     Raises:
-        ValueError: ``out`` is not empty.
+        ValueError: ``out`` is not empty, or the backbone is quantised: its weights are rounded, and a sum of them and
+            the adapter is not what anybody should serve.
     """
+    if backbone.quantize != "none":
+        raise ValueError(f"an adapter is merged into full weights; {backbone.source} was loaded with "
+                         f"backbone.quantize {backbone.quantize}; load it with backbone.quantize none")
     slots = weight_slots(backbone.config)
-    itemsize = parameter(backbone.base, ("embed",)).dtype.itemsize
-    shards = plan_shards(slots, itemsize, max_shard_bytes)
+    dtype = np.dtype(parameter(backbone.base, ("embed",)).dtype)
+    shards = plan_shards(slots, dtype.itemsize, max_shard_bytes)
+    headers = {name: TensorHeader(name, slot.shape, dtype) for slot in slots for name in slot.names}
     with new_folder(out) as folder:
         weight_map: dict[str, str] = {}
         for i, names in enumerate(shards):
             file = SINGLE if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-            _write_shard(folder / file, dict(merged_tensors(backbone, lora, set(names))))
+            write_safetensors(folder / file, [headers[name] for name in names],
+                              merged_tensors(backbone, lora, set(names)))
             weight_map |= dict.fromkeys(names, file)
         if len(shards) > 1:
-            total = itemsize * sum(int(np.prod(s.our_shape)) for s in slots)
+            total = dtype.itemsize * sum(int(np.prod(s.our_shape)) for s in slots)
             _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         _write_json(folder / "config.json", _config_for_export(backbone))
         _write_json(folder / "generation_config.json", _generation_config(backbone))
@@ -180,12 +198,6 @@ def _adapter_of(slot: WeightSlot, lora: nnx.State | None) -> tuple[Any, Any] | N
     if (*module, "lora_a") not in flat:
         return None
     return flat[(*module, "lora_a")], flat[(*module, "lora_b")]
-
-
-def _write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    from safetensors.numpy import save_file
-
-    save_file(dict(tensors), str(path), metadata={"format": "pt"})
 
 
 def _config_for_export(backbone: Backbone) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from r2rec_jax.config import LoraConfig
 from r2rec_jax.models.attention import AttentionBackend, attend_segments, resolve_backend
 from r2rec_jax.models.lora import LoraLinear
+from r2rec_jax.models.quantize import Quantize
 from r2rec_jax.models.rope import RopeScaling, angles, inverse_frequencies, rotate
 from r2rec_jax.parallel.sharding import by_rows, table_by_vocabulary
 
@@ -110,14 +111,15 @@ class RmsNorm(nnx.Module):
 class LlamaLayer(nnx.Module):
     """One transformer block; built stacked over L, called on a slice."""
 
-    def __init__(self, config: LlamaConfig, lora: LoraConfig | None, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: LlamaConfig, lora: LoraConfig | None, dtype: jnp.dtype, rngs: nnx.Rngs,
+                 quantize: Quantize) -> None:
         c = config
         self.head_dim = c.head_dim
 
         def linear(name: str, d_in: int, d_out: int) -> LoraLinear:
             rank = lora.rank if lora is not None and name in lora.targets else 0
             return LoraLinear(c.layers, d_in, d_out, rank=rank, alpha=lora.alpha if lora else 1.0, dtype=dtype,
-                              rngs=rngs)
+                              rngs=rngs, quantize=quantize)
 
         self.attn_norm = RmsNorm((c.layers, c.hidden_size), c.rms_eps, dtype)
         self.q = linear("q", c.hidden_size, c.heads * c.head_dim)
@@ -148,12 +150,13 @@ class LlamaLayer(nnx.Module):
 class Llama(nnx.Module):
     """The whole model; see the module's docstring for how it is used."""
 
-    def __init__(self, config: LlamaConfig, *, lora: LoraConfig | None, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: LlamaConfig, *, lora: LoraConfig | None, dtype: jnp.dtype, rngs: nnx.Rngs,
+                 quantize: Quantize = "none") -> None:
         c = config
         self.config = c
         self.embed = nnx.Param(
             jax.random.normal(rngs.params(), (c.vocab_size, c.hidden_size), dtype) * jnp.asarray(0.02, dtype))
-        self.layers = LlamaLayer(c, lora, dtype, rngs)
+        self.layers = LlamaLayer(c, lora, dtype, rngs, quantize)
         self.norm = RmsNorm((c.hidden_size,), c.rms_eps, dtype)
         if not c.tied:
             self.lm_head = nnx.Param(
@@ -210,14 +213,16 @@ class Llama(nnx.Module):
         return self.norm(x)
 
 
-def build_llama(config: LlamaConfig, lora: LoraConfig | None, dtype: Any, seed: int = 0) -> Llama:
-    """A randomly initialised model (the ``tiny`` backbone, and tests)."""
-    return Llama(config, lora=lora, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(params=seed, lora=seed + 1))
+def build_llama(config: LlamaConfig, lora: LoraConfig | None, dtype: Any, seed: int = 0, quantize: Quantize = "none"
+                ) -> Llama:
+    """A randomly initialised model (the ``tiny`` backbone, and tests); int8 layers are zeros."""
+    return Llama(config, lora=lora, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(params=seed, lora=seed + 1),
+                 quantize=quantize)
 
 
-def abstract_llama(config: LlamaConfig, lora: LoraConfig | None, dtype: Any) -> Llama:
+def abstract_llama(config: LlamaConfig, lora: LoraConfig | None, dtype: Any, quantize: Quantize = "none") -> Llama:
     """The same model with shapes instead of arrays: nothing is allocated."""
-    return nnx.eval_shape(lambda: build_llama(config, lora, dtype))
+    return nnx.eval_shape(lambda: build_llama(config, lora, dtype, quantize=quantize))
 
 
 def split_llama(model: Llama) -> tuple[Any, nnx.State, nnx.State]:

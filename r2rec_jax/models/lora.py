@@ -14,20 +14,29 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from r2rec_jax.models.quantize import Quantize, dequantize_channels
+
 
 class LoraLinear(nnx.Module):
     """A bias-free linear layer, stacked over layers, with an optional adapter.
 
     Attributes:
-        kernel: frozen weight, [L, in, out] in the stack and [in, out] inside one layer.
+        kernel: frozen weight, [L, in, out] in the stack and [in, out] inside one layer; int8 when quantised.
+        kernel_scale: float32 [L, out], with an int8 kernel only.
         lora_a, lora_b: adapter, [L, in, R] and [L, R, out]; absent when ``rank`` is 0.
         scale: alpha / r.
     """
 
     def __init__(self, stack: int, d_in: int, d_out: int, *, rank: int, alpha: float, dtype: jnp.dtype,
-                 rngs: nnx.Rngs) -> None:
-        std = d_in**-0.5
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (stack, d_in, d_out), dtype) * jnp.asarray(std, dtype))
+                 rngs: nnx.Rngs, quantize: Quantize = "none") -> None:
+        """Draw the weights; those of an int8 layer are only room, for ``models.backbone`` to fill."""
+        std, shape = d_in**-0.5, (stack, d_in, d_out)
+        self.quantized = quantize != "none"
+        if self.quantized:
+            self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8))
+            self.kernel_scale = nnx.Param(jnp.ones((stack, d_out), jnp.float32))
+        else:
+            self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * jnp.asarray(std, dtype))
         self.scale = alpha / rank if rank else 0.0
         self.rank = rank
         if rank:
@@ -36,11 +45,22 @@ class LoraLinear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         """Apply one layer's weights (the leading stack axis must have been sliced away)."""
-        y = x @ self.kernel[...].astype(x.dtype)
+        kernel = self.kernel[...]
+        if self.quantized:
+            # Without it XLA takes the cast out of the decoder's token loop and keeps every layer wide.
+            kernel, x = jax.lax.optimization_barrier((kernel, x))
+        y = x @ kernel.astype(x.dtype)
+        if self.quantized:
+            y = (y.astype(jnp.float32) * self.kernel_scale[...]).astype(x.dtype)
         if self.rank:
             low = x @ self.lora_a[...].astype(x.dtype)
             y = y + (low @ self.lora_b[...].astype(x.dtype)) * jnp.asarray(self.scale, x.dtype)
         return y
+
+    def weight(self) -> Float[Array, "I O"]:
+        """The frozen weight of one layer as numbers, dequantised where it is int8."""
+        kernel = self.kernel[...]
+        return dequantize_channels(kernel, self.kernel_scale[...]) if self.quantized else kernel
 
 
 def init_lora_a(key: Array, shape: tuple[int, ...]) -> Float[Array, "L I R"]:

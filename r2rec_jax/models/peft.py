@@ -20,15 +20,8 @@ from flax import nnx
 from r2rec_jax.config import LoraConfig
 from r2rec_jax.models.backbone import Backbone
 from r2rec_jax.models.folders import new_folder
-from r2rec_jax.models.weights import (
-    LINEARS,
-    TensorSource,
-    copy_into,
-    first_names,
-    linear_shape,
-    open_safetensors,
-    read_json,
-)
+from r2rec_jax.models.tensor_files import open_safetensors
+from r2rec_jax.models.weights import LINEARS, TensorSource, copy_into, first_names, linear_shape, read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -81,6 +74,7 @@ def save_adapter(
         _write_json(folder / CONFIG, _peft_config(lora_config, backbone.source))
         _write_json(folder / RECORD, {
             "format": 1, "base_sha256": backbone.sha256, "base_source": backbone.source,
+            "base_weights_sha256": backbone.weights_sha256, "quantize": backbone.quantize,
             "lora": {"rank": lora_config.rank, "alpha": lora_config.alpha, "targets": list(lora_config.targets)}})
         if tokenizer_save is not None:
             tokenizer_save(folder)
@@ -99,8 +93,15 @@ def read_adapter_config(folder: str | Path) -> LoraConfig:
     return _read(Path(folder).expanduser())[0]
 
 
-def load_adapter(folder: str | Path, backbone: Backbone) -> tuple[nnx.State, LoraConfig]:
+def load_adapter(folder: str | Path, backbone: Backbone, *, other_precision: bool = False
+                 ) -> tuple[nnx.State, LoraConfig]:
     """(adapter, its configuration) of a PEFT folder, for this backbone.
+
+    Args:
+        folder: with the adapter.
+        backbone: what will carry it.
+        other_precision: take an adapter that was trained on these weights stored otherwise (int8 for full weights, or
+            full for int8): for merging and for measuring, never for going on.
 
     Raises:
         ValueError: no plain LoRA; another rank, alpha or targets than ``backbone.lora_config``; tensors missing,
@@ -108,7 +109,7 @@ def load_adapter(folder: str | Path, backbone: Backbone) -> tuple[nnx.State, Lor
     """
     path = Path(folder).expanduser()
     lora_config, source = _read(path)
-    _check_base(path, backbone)
+    _check_base(path, backbone, other_precision)
     room = backbone.lora_config
     if room is None or (room.rank, set(room.targets)) != (lora_config.rank, set(lora_config.targets)) \
             or abs(room.alpha - lora_config.alpha) > 1e-6 * room.alpha:
@@ -180,14 +181,21 @@ def _read(path: Path) -> tuple[LoraConfig, TensorSource]:
     return LoraConfig(rank=rank, alpha=float(alpha), targets=targets), source
 
 
-def _check_base(path: Path, backbone: Backbone) -> None:
+def _check_base(path: Path, backbone: Backbone, other_precision: bool) -> None:
     if not (path / RECORD).is_file():
         return
     record = read_json(path / RECORD)
-    if record.get("base_sha256") != backbone.sha256:
-        raise ValueError(f"the adapter {path} belongs to another base: it was trained on {record.get('base_source')} "
-                         f"(sha256 {str(record.get('base_sha256'))[:12]}), and {backbone.source} is "
-                         f"{backbone.sha256[:12]}")
+    if record.get("base_sha256") == backbone.sha256:
+        return
+    weights = record.get("base_weights_sha256", record.get("base_sha256"))
+    if weights == backbone.weights_sha256:
+        if other_precision:
+            return
+        raise ValueError(f"the adapter {path} was trained on these weights with backbone.quantize "
+                         f"{record.get('quantize', 'none')}; they are loaded with {backbone.quantize}; set "
+                         "backbone.quantize to the adapter's")
+    raise ValueError(f"the adapter {path} belongs to another base: it was trained on {record.get('base_source')} "
+                     f"(sha256 {str(weights)[:12]}), and {backbone.source} is {backbone.weights_sha256[:12]}")
 
 
 def _check_shapes(source: TensorSource, lora_config: LoraConfig, backbone: Backbone) -> None:

@@ -28,7 +28,8 @@ NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 
-READABLE = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float64))
+DIGEST_PIECE = 1 << 18
+"""Values hashed at a time: their float32 form stays in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,22 @@ def copy_into(out: np.ndarray, tensor: np.ndarray, transposed: bool) -> None:
 
 
 def digest_tensor(name: str, tensor: np.ndarray) -> str:
-    """Sha256 of a tensor's name, shape and values as little-endian float32, in hexadecimal."""
+    """Sha256 of a tensor's name, shape and values as little-endian float32, in hexadecimal.
+
+    The wide values exist a piece at a time, so that a large tensor of a narrow type needs no second copy.
+    """
     digest = hashlib.sha256(f"{name}{list(tensor.shape)}".encode())
-    digest.update(np.ascontiguousarray(tensor, dtype="<f4").data)
+    flat = np.ascontiguousarray(tensor).reshape(-1)
+    for start in range(0, flat.size, DIGEST_PIECE):
+        digest.update(widen(flat[start:start + DIGEST_PIECE]).data)
     return digest.hexdigest()
+
+
+def widen(values: np.ndarray) -> np.ndarray:
+    """The same numbers as little-endian float32; bfloat16 is its upper half: a shift, ten times as fast as a cast."""
+    if values.dtype == ml_dtypes.bfloat16:
+        return (values.view(np.uint16).astype("<u4") << np.uint32(16)).view("<f4")
+    return values.astype("<f4", copy=False)
 
 
 def combine_digests(digests: Mapping[str, str]) -> str:
@@ -174,45 +187,3 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object; got {type(value).__name__}")
     return value
-
-
-def open_safetensors(where: str, files: Mapping[Path, tuple[str, ...] | None]) -> TensorSource:
-    """Tensors of one or several safetensors files, mapped, not read.
-
-    Args:
-        where: what to call them in messages.
-        files: each file and the tensors expected in it by the index, or None when there is no index.
-
-    Raises:
-        ValueError: a file is missing, truncated or not safetensors, or is not what the index says.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    handles: dict[str, object] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path, expected in files.items():
-        if not path.is_file():
-            raise ValueError(f"{where}: {path.name} is missing; fetch the folder again")
-        try:
-            handle = safe_open(str(path), framework="np")
-            names = list(handle.keys())
-            found = {name: tuple(handle.get_slice(name).get_shape()) for name in names}
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{path} is truncated or not a safetensors file ({error}); fetch it again") from None
-        lost = [name for name in expected or () if name not in found]
-        if lost:
-            raise ValueError(f"{path} lacks {len(lost)} tensors that the index puts there: {first_names(lost)}")
-        twice = [name for name in found if name in shapes]
-        if twice:
-            raise ValueError(f"{where}: {len(twice)} tensors are in two files: {first_names(twice)}")
-        shapes |= found
-        handles |= dict.fromkeys(names, handle)
-
-    def read(name: str) -> np.ndarray:
-        tensor = handles[name].get_tensor(name)  # pyright: ignore[reportAttributeAccessIssue]
-        if tensor.dtype not in READABLE:
-            raise ValueError(f"{where}: {name} must be float32, float16 or bfloat16; got {tensor.dtype} "
-                             "(quantised checkpoints are not read; take the full one, or a GGUF file)")
-        return tensor
-
-    return TensorSource(where, shapes, read)

@@ -37,9 +37,11 @@ RULES: dict[tuple[str, ...], tuple[Axes, ...]] = {
     ("lm_head",): ("fsdp", "tensor"),  # [D, V]
     ("scale",): (),  # norms
     **{(n, "kernel"): (None, "fsdp", "tensor") for n in _SPLIT_OUT},  # [L, in, out]
+    **{(n, "kernel_scale"): (None, "tensor") for n in _SPLIT_OUT},  # [L, out], beside an int8 kernel
     **{(n, "lora_a"): (None, "fsdp", None) for n in _SPLIT_OUT},  # [L, in, R]
     **{(n, "lora_b"): (None, None, "tensor") for n in _SPLIT_OUT},  # [L, R, out]
     **{(n, "kernel"): (None, "tensor", "fsdp") for n in _SPLIT_IN},
+    **{(n, "kernel_scale"): (None, "fsdp") for n in _SPLIT_IN},
     **{(n, "lora_a"): (None, "tensor", None) for n in _SPLIT_IN},
     **{(n, "lora_b"): (None, None, "fsdp") for n in _SPLIT_IN},
     # decoding: layers of the merged layout [out, in] (joined outputs are cut apart again, so they stay whole: CPUs

@@ -91,7 +91,7 @@ def merge_layer(graphdef: Any, lora: nnx.State, base: nnx.State, index: Int[Arra
     layer = nnx.merge(layer_def, jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), stack))
 
     def weight(linear: LoraLinear) -> Float[Array, "O I"]:
-        merged = linear.kernel[...].T
+        merged = linear.weight().T
         if linear.rank:
             merged = merged + linear.scale * (linear.lora_b[...].T @ linear.lora_a[...].T)
         return merged

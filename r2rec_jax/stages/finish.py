@@ -29,12 +29,13 @@ def export_stage(work: Workspace) -> dict[str, Any]:
 
 
 def export(work: Workspace, checkpoint: str, form: str, out: Path) -> None:
-    """Write one export; the folder appears whole or not at all."""
-    lora = work.adapter(checkpoint)
+    """Write one export; the folder appears whole or not at all. A merge is into full weights, also after int8."""
+    c = work.config
     if form == "peft":
-        export_peft(work.backbone, lora, work.config.lora, work.tokenizer, out)
+        export_peft(work.backbone, work.adapter(checkpoint), c.lora, work.tokenizer, c.grpo, out)
     else:
-        export_merged(work.backbone, lora, work.config.lora, work.tokenizer, out)
+        full = work.load_full()
+        export_merged(full, work.adapter(checkpoint, full), c.lora, work.tokenizer, c.grpo, out)
 
 
 def finish(work: Workspace, stages: Sequence[str]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ READS: dict[str, tuple[str, ...]] = {
     "sft": ("sft", "lora", "train_seed"),
     "grpo": ("grpo", "rewards", "lora", "train_seed"),
     "evaluate": ("evaluate", "train_seed"),
-    "export": ("export",),
+    "export": ("export", "grpo"),
 }
 """Which settings each stage reads (those of the stages it builds on come through their keys)."""
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from r2rec_jax.models.huggingface import Backbone
+    from r2rec_jax.models.quantize import Quantize
     from r2rec_jax.sampling.decoder import Decoder
     from r2rec_jax.stages.prepared import Prepared
     from r2rec_jax.tokens.tokenizer import Tokenizer
@@ -108,7 +109,14 @@ class Workspace:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The frozen model, placed on the mesh, with a zero adapter of the run's shape."""
+        """The frozen model, laid out on the mesh, with a zero adapter of the run's shape."""
+        return self._load(self.config.backbone.quantize)
+
+    def load_full(self) -> Backbone:
+        """The frozen model with full weights: the run's own, or loaded once more when that is quantised."""
+        return self.backbone if self.config.backbone.quantize == "none" else self._load("none")
+
+    def _load(self, quantize: Quantize) -> Backbone:
         from r2rec_jax.models.huggingface import load_backbone
         from r2rec_jax.parallel.sharding import place
 
@@ -118,8 +126,8 @@ class Workspace:
             path: str | Path = self.run.folder("pretrain") / "backbone"
         else:
             path = backbone_path(c.backbone.source, c.data.cache_dir)
-        loaded = load_backbone(path, c.lora, c.backbone.dtype)
-        return replace(loaded, base=place(loaded.base, self.mesh), lora=place(loaded.lora, self.mesh))
+        loaded = load_backbone(path, c.lora, c.backbone.dtype, quantize=quantize, mesh=self.mesh)
+        return replace(loaded, lora=place(loaded.lora, self.mesh))
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -129,8 +137,12 @@ class Workspace:
         return Decoder(self.backbone.graphdef, self.backbone.config, self.tokenizer.end_ids, self.tokenizer.pad_id,
                        mesh=self.mesh)
 
-    def adapter(self, checkpoint: str) -> nnx.State:
+    def adapter(self, checkpoint: str, full: Backbone | None = None) -> nnx.State:
         """The policy of a checkpoint: ``base`` is the zero tree, ``sft`` and ``grpo`` are read from their stage.
+
+        Args:
+            checkpoint: which one.
+            full: of :meth:`load_full`, to merge the adapter into; None for the run's own backbone.
 
         Raises:
             ValueError: that stage has not finished, or its adapter belongs to another base.
@@ -138,8 +150,9 @@ class Workspace:
         from r2rec_jax.models.peft import load_adapter
         from r2rec_jax.parallel.sharding import place
 
+        backbone = full or self.backbone
         if checkpoint == "base":
-            return self.backbone.lora
+            return backbone.lora
         self.run.result(checkpoint)
-        lora, _ = load_adapter(self.run.folder(checkpoint) / "adapter", self.backbone)
+        lora, _ = load_adapter(self.run.folder(checkpoint) / "adapter", backbone, other_precision=full is not None)
         return place(lora, self.mesh)

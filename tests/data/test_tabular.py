@@ -221,7 +221,8 @@ def test_from_a_csv_to_a_prepared_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "expected"), [
-    ("amazon_books.yaml", "amazon-books"), ("amazon_electronics.yaml", "amazon-electronics"), ("table.yaml", "table")])
+    ("amazon_books_8b.yaml", "amazon-books"), ("amazon_electronics_8b.yaml", "amazon-electronics"),
+    ("table.yaml", "table")])
 def test_the_example_configurations_are_valid(name: str, expected: str) -> None:
     config = configuration(name)
     assert config.data.name == expected

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from r2rec_jax import score
-from r2rec_jax.config import LoraConfig
+from r2rec_jax.config import GrpoConfig, LoraConfig
 from r2rec_jax.models.backbone import random_backbone
 from r2rec_jax.models.huggingface import load_backbone, save_merged
 from r2rec_jax.stages.export import export_merged, export_peft
@@ -56,8 +56,8 @@ def test_scores_are_log_softmax_of_the_full_forward(checkpoint, tokenizer, tmp_p
 def test_exports_score_alike(checkpoint, tokenizer, random_lora, tmp_path) -> None:
     backbone = load_backbone(checkpoint, LORA, "float32")
     lora = random_lora(backbone)
-    export_peft(backbone, lora, LORA, tokenizer, tmp_path / "peft")
-    export_merged(backbone, lora, LORA, tokenizer, tmp_path / "merged")
+    export_peft(backbone, lora, LORA, tokenizer, GrpoConfig(), tmp_path / "peft")
+    export_merged(backbone, lora, LORA, tokenizer, GrpoConfig(), tmp_path / "merged")
     (tmp_path / "text").write_text(TEXT)
     scores = {}
     for name, arguments in (("base", [checkpoint]), ("peft", [checkpoint, "--adapter", tmp_path / "peft"]),
@@ -69,9 +69,22 @@ def test_exports_score_alike(checkpoint, tokenizer, random_lora, tmp_path) -> No
     np.testing.assert_allclose(scores["peft"]["logprobs"][1:], scores["merged"]["logprobs"][1:], atol=1e-4)
     assert np.abs(np.subtract(scores["peft"]["logprobs"][1:], scores["base"]["logprobs"][1:])).max() > 0.1
     with pytest.raises(ValueError, match="must be new or empty"):
-        export_peft(backbone, lora, LORA, tokenizer, tmp_path / "merged")
+        export_peft(backbone, lora, LORA, tokenizer, GrpoConfig(), tmp_path / "merged")
     with pytest.raises(ValueError, match="backbone's own LoRA settings"):
-        export_merged(backbone, lora, LoraConfig(), tokenizer, tmp_path / "other")
+        export_merged(backbone, lora, LoraConfig(), tokenizer, GrpoConfig(), tmp_path / "other")
+
+
+def test_int8_scores_and_says_how_far_they_drift(checkpoint, tmp_path, capsys) -> None:
+    (tmp_path / "text").write_text(TEXT)
+    arguments = ["--backbone", checkpoint, "--text-file", tmp_path / "text", "--json"]
+    assert run(*arguments, tmp_path / "full.json") == 0
+    assert run(*arguments, tmp_path / "int8.json", "--quantize", "int8") == 0
+    full, int8 = (json.loads((tmp_path / name).read_text()) for name in ("full.json", "int8.json"))
+    apart = np.subtract(int8["logprobs"][1:], full["logprobs"][1:])
+    assert int8["drift"] == pytest.approx({"mean": apart.mean(), "mean_abs": np.abs(apart).mean(),
+                                           "max_abs": np.abs(apart).max()})
+    assert 0 < int8["drift"]["mean_abs"] < 0.05
+    assert f"mean absolute {int8['drift']['mean_abs']:.4f}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("change", "message"), [

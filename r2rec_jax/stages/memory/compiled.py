@@ -1,0 +1,65 @@
+"""Temporaries of the gradient program as XLA's compiler for this CPU lays them out: compiled from shapes, never run.
+
+That is the memory of a run on this CPU. It says nothing of a GPU or TPU: their compilers fuse otherwise, recompute by
+default, and keep bfloat16, which a CPU widens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from r2rec_jax.config import TrainConfig
+from r2rec_jax.stages.memory.formula import Shapes, recomputes
+from r2rec_jax.tokens.examples import Batch
+from r2rec_jax.training.grpo import SUMS as GRPO_SUMS
+from r2rec_jax.training.grpo import make_grpo_loss
+from r2rec_jax.training.policy import FrozenModel
+from r2rec_jax.training.rollouts import GroupBatch
+from r2rec_jax.training.rows import RowShape
+from r2rec_jax.training.sft import SUMS as SFT_SUMS
+from r2rec_jax.training.sft import make_sft_loss
+
+
+def abstract_batch(rows: int, shape: RowShape) -> Batch:
+    """A batch of B rows as shapes."""
+    arrays: dict[str, Any] = dict.fromkeys(("tokens", "positions", "segments", "parents"),
+                                           jax.ShapeDtypeStruct((rows, shape.length), jnp.int32))
+    arrays |= dict.fromkeys(("target_index", "target_tokens"), jax.ShapeDtypeStruct((rows, shape.targets), jnp.int32))
+    return Batch(**arrays, target_weights=jax.ShapeDtypeStruct((rows, shape.targets), jnp.float32))  # pyright: ignore[reportArgumentType]
+
+
+def gradient_temporaries(shapes: Shapes, config: TrainConfig, stage: str, row: RowShape, rows: int) -> int:
+    """Bytes of temporaries of one device pass of a stage's gradient, compiled for this CPU.
+
+    Args:
+        shapes: of the model, on one device.
+        config: the run's.
+        stage: ``sft`` or ``grpo``.
+        row: T and C.
+        rows: B.
+    """
+    model = FrozenModel(shapes.graphdef, shapes.base, "xla", recomputes(config, on_cpu=True))
+    batch = abstract_batch(rows, row)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    column = jax.ShapeDtypeStruct((rows, row.targets), jnp.float32)
+    if stage == "sft":
+        loss, sums, inputs = make_sft_loss(model), SFT_SUMS, (batch, number)
+    else:
+        arrays: dict[str, Any] = dict.fromkeys(("advantages", "weights", "sampled"), column)
+        arrays["completions"] = jax.ShapeDtypeStruct(column.shape, jnp.int32)
+        arrays |= {name: column for name, used in (("reference", config.grpo.beta > 0),
+                                                   ("old", config.grpo.iterations > 1)) if used}
+        group = GroupBatch(batch, **arrays)
+        loss, sums, inputs = make_grpo_loss(model, config.grpo), GRPO_SUMS, (group,)
+    total = {"grads": shapes.lora, **{name: number for name in ("loss", *sums)}}
+
+    def add_gradient(params: Any, total: dict[str, Any], frozen: Any, *inputs: Any) -> dict[str, Any]:
+        (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, frozen, *inputs)
+        return jax.tree.map(jnp.add, total, {"grads": grads, "loss": value, **aux})
+
+    lowered = jax.jit(add_gradient, donate_argnums=1).lower(shapes.lora, total, shapes.base, *inputs)
+    analysis: Any = lowered.compile().memory_analysis()
+    return int(analysis.temp_size_in_bytes)
