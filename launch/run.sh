@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What every launcher of this folder starts, once on every host: the training command.
 #
-#   launch/run.sh --config configs/paper.yaml --run_dir runs/paper [settings]
+#   launch/run.sh --config configs/movielens_1m_8b.yaml --run_dir runs/movielens-1m-8b [settings]
 #
 # Asked to stop (SIGTERM, SIGUSR1, SIGHUP), the program saves a checkpoint and exits with 0, which a scheduler would
 # take for the end of the work. So this passes the signal on and exits with 143 instead; started again, the run goes on.

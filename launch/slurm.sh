@@ -13,7 +13,7 @@
 #
 # Slurm, one process a node, which has all of the node's GPUs. From the repository, on a file system that all nodes see:
 #
-#   sbatch launch/slurm.sh --config configs/paper.yaml --run_dir runs/paper                 one node of eight GPUs
+#   sbatch launch/slurm.sh --config configs/movielens_1m_8b.yaml --run_dir runs/movielens-1m-8b      one node of 8 GPUs
 #   sbatch --nodes=4 --gpus-per-node=a100:4 launch/slurm.sh --config ... --run_dir ...      four nodes of four A100
 #   sbatch --gpus-per-node=h100:8 --partition=spot launch/slurm.sh --config ...             preemptible H100
 #

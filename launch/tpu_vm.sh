@@ -4,7 +4,7 @@
 #   gcloud compute tpus tpu-vm create NAME --zone=ZONE --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command="
 #     git clone REPOSITORY r2rec_jax && cd r2rec_jax && make setup && .venv/bin/pip install --editable '.[tpu]'"
-#   launch/tpu_vm.sh NAME ZONE --config configs/paper.yaml --run_dir /mnt/runs/paper
+#   launch/tpu_vm.sh NAME ZONE --config configs/movielens_1m_8b.yaml --run_dir /mnt/runs/movielens-1m-8b
 #
 # --run_dir, --data.path and --data.cache_dir lie where all hosts see them (Filestore or another NFS). After a
 # preemption, make the TPU anew and give the last command again. R2REC_DIR names another folder than ~/r2rec_jax;

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 JOBSETS = sorted(LAUNCH.glob("jobset_*.yaml"))
-SETTINGS = ["--config", "configs/paper.yaml", "--run_dir", "runs/a b; rm *", "--sft.lr", "1e-4"]
+SETTINGS = ["--config", "configs/movielens_1m_8b.yaml", "--run_dir", "runs/a b; rm *", "--sft.lr", "1e-4"]
 
 
 def _run(command: Sequence[str | Path], **environment: str) -> str:
@@ -171,7 +171,7 @@ def test_sky_tells_every_node_its_place(nodes: int, rank: int) -> None:
                              SKYPILOT_NUM_NODES=str(nodes), SKYPILOT_NODE_RANK=str(rank),
                              SKYPILOT_NODE_IPS="\n".join(f"10.0.0.{n}" for n in range(1, nodes + 1))))
     config = _train_config(words)
-    assert config.run_dir == "/runs/paper"
+    assert config.run_dir == "/runs/movielens-1m-8b"
     parallel = config.parallel
     assert (parallel.coordinator, parallel.num_processes, parallel.process_id) == (
         ("10.0.0.1:8476", 3, 2) if nodes > 1 else (None, None, None))
