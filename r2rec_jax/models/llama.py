@@ -161,6 +161,10 @@ class Llama(nnx.Module):
         """The output projection (the embedding transposed when tied)."""
         return self.embed[...].T if self.config.tied else self.lm_head[...]
 
+    def stored_head(self) -> tuple[Float[Array, "_ _"], bool]:
+        """The output projection as it lies in memory, and whether that is [V, D] (tied) and not [D, V]."""
+        return (self.embed[...], True) if self.config.tied else (self.lm_head[...], False)
+
     def rope(self, positions: Int[Array, "... T"]) -> tuple[Float[Array, "... T H2"], Float[Array, "... T H2"]]:
         """cos and sin for these positions."""
         c = self.config

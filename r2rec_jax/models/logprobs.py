@@ -1,63 +1,143 @@
 """Log-probabilities of given tokens without full logits.
 
 log p(t) = (z_t - logsumexp(z)) with z = h W / temperature, in float32, over the whole vocabulary (never the top-p
-set), so that sampled and scored values agree. Positions go through the head in chunks; each chunk is recomputed in the
-backward pass, so at most [chunk, V] logits exist at a time.
+set), so that sampled and scored values agree. Positions go through the head in chunks, so at most [chunk, V] logits
+exist at a time.
+
+A log-probability depends on its own hidden state alone, so under a frozen head its whole gradient is one vector a
+position, which the forward pass leaves behind while the chunk's logits are there:
+
+    d log p(t) / d h = (W[:, t] - sum_v p_v W[:, v]) / temperature
+
+The backward pass is then a product with numbers, and no logits are computed twice. Where the head is trained
+(pretraining), each chunk is recomputed in the backward pass instead.
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+CHUNK = 256
+"""Positions a pass through the head."""
+
 
 def token_logprobs(
     hidden: Float[Array, "M D"],
     targets: Int[Array, " M"],
-    head: Float[Array, "D V"],
+    head: Float[Array, "_ _"],
     temperature: float = 1.0,
-    chunk: int = 256,
+    chunk: int = CHUNK,
+    *,
+    vocab_first: bool = False,
 ) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
     """Log-probability of each target and the entropy of its distribution, both float32, in nats.
 
     Args:
         hidden: states that predict.
         targets: the token whose probability is asked for.
-        head: output projection.
+        head: output projection [D, V], or [V, D] with ``vocab_first`` (a tied embedding as it is stored: transposing
+            it would copy it once a pass).
         temperature: logits are divided by it.
         chunk: positions a pass; M is padded up to a multiple of it.
+        vocab_first: how ``head`` is stored.
     """
-    count, width = hidden.shape
-    chunk = min(chunk, count)
-    padded = -(-count // chunk) * chunk
-    hidden = jnp.pad(hidden, ((0, padded - count), (0, 0))).reshape(-1, chunk, width)
-    ids = jnp.pad(targets, (0, padded - count)).reshape(-1, chunk)
-
-    @jax.checkpoint
-    def score(h: Float[Array, "C D"], t: Int[Array, " C"]) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
-        logits = jnp.einsum("CD,DV->CV", h, head, preferred_element_type=jnp.float32) / temperature
-        log_z = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, t[:, None], axis=-1)[:, 0]
-        expected = jnp.sum(jnp.exp(logits - log_z[:, None]) * logits, axis=-1)
-        return chosen - log_z, jax.lax.stop_gradient(log_z - expected)
-
-    logprobs, entropy = jax.lax.map(lambda args: score(*args), (hidden, ids))
-    return logprobs.reshape(-1)[:count], entropy.reshape(-1)[:count]
+    logprobs, entropy = _score_rows(hidden[None], targets[None], head, temperature, chunk, vocab_first)
+    return logprobs[0], entropy[0]
 
 
 def row_logprobs(
     hidden: Float[Array, "B T D"],
     target_index: Int[Array, "B C"],
     target_tokens: Int[Array, "B C"],
-    head: Float[Array, "D V"],
+    head: Float[Array, "_ _"],
     temperature: float = 1.0,
-    chunk: int = 256,
+    chunk: int = CHUNK,
+    *,
+    vocab_first: bool = False,
 ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
     """:func:`token_logprobs` at chosen places of rows: ``hidden[b, target_index[b, c]]`` predicts
     ``target_tokens[b, c]``. Padded targets (weight 0) point anywhere and must be masked by the caller.
     """
     picked = jnp.take_along_axis(hidden, target_index[..., None], axis=1)
-    flat = picked.reshape(-1, picked.shape[-1])
-    logprobs, entropy = token_logprobs(flat, target_tokens.reshape(-1), head, temperature, chunk)
-    return logprobs.reshape(target_tokens.shape), entropy.reshape(target_tokens.shape)
+    return _score_rows(picked, target_tokens, head, temperature, chunk, vocab_first)
+
+
+def _score_rows(hidden: Float[Array, "B C D"], targets: Int[Array, "B C"], head: Float[Array, "_ _"],
+                temperature: float, chunk: int, vocab_first: bool) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
+    """A chunk takes as many positions of every row, so that devices that hold different rows work on it together."""
+    rows, count, _ = hidden.shape
+    width = min(count, max(1, chunk // rows))
+    passes = -(-count // width)
+
+    def cut(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, passes * width - count), *((0, 0),) * (x.ndim - 2)))
+        return x.reshape(rows, passes, width, *x.shape[2:]).swapaxes(0, 1)
+
+    def join(x: Float[Array, "K B W"]) -> Float[Array, "B C"]:
+        return x.swapaxes(0, 1).reshape(rows, -1)[:, :count]
+
+    scored: Any = _score_chunks(temperature, vocab_first, cut(hidden), cut(targets), head)
+    logprobs, entropy = scored
+    return join(logprobs), join(jax.lax.stop_gradient(entropy))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _score_chunks(
+    temperature: float, vocab_first: bool, hidden: Float[Array, "K B W D"], ids: Int[Array, "K B W"],
+    head: Float[Array, "_ _"],
+) -> tuple[Float[Array, "K B W"], Float[Array, "K B W"]]:
+    return jax.lax.map(lambda args: _score(temperature, vocab_first, args[0], args[1], head)[:2], (hidden, ids))
+
+
+def _score(temperature: float, vocab_first: bool, h: Float[Array, "B W D"], t: Int[Array, "B W"],
+           head: Float[Array, "_ _"]) -> tuple[Float[Array, "B W"], Float[Array, "B W"], Float[Array, "B W V"]]:
+    """(log-probabilities, entropies, probabilities) of one chunk."""
+    axes = "BWD,VD->BWV" if vocab_first else "BWD,DV->BWV"
+    logits = jnp.einsum(axes, h, head, preferred_element_type=jnp.float32) / temperature
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0]
+    probs = jnp.exp(logits - log_z[..., None])
+    return chosen - log_z, log_z - jnp.sum(probs * logits, axis=-1), probs
+
+
+def _forward(temperature: float, vocab_first: bool, hidden: Any, ids: Any, head: Any) -> tuple[Any, tuple[Any, ...]]:
+    states, tokens, weights = hidden.value, ids.value, head.value
+    if head.perturbed:
+        return _score_chunks(temperature, vocab_first, states, tokens, weights), (states, tokens, weights, None)
+
+    def score(args: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        logprobs, entropy, probs = _score(temperature, vocab_first, args[0], args[1], weights)
+        axes = "BWV,VD->BWD" if vocab_first else "BWV,DV->BWD"
+        mean = jnp.einsum(axes, probs.astype(weights.dtype), weights, preferred_element_type=jnp.float32)
+        own = weights[args[1]] if vocab_first else jnp.moveaxis(weights[:, args[1]], 0, -1)
+        return logprobs, entropy, (own.astype(jnp.float32) - mean) / temperature
+
+    logprobs, entropy, slopes = jax.lax.map(score, (states, tokens))
+    return (logprobs, entropy), (states, tokens, None, slopes)
+
+
+def _backward(temperature: float, vocab_first: bool, saved: tuple[Any, ...], grads: tuple[Any, Any]
+              ) -> tuple[Any, Any, Any]:
+    hidden, ids, head, slopes = saved
+    grad = grads[0]
+    if isinstance(grad, jax.custom_derivatives.SymbolicZero):
+        grad = jnp.zeros(ids.shape, jnp.float32)
+    if head is None:
+        return (grad[..., None] * slopes).astype(hidden.dtype), None, None
+
+    def chunk(total: Array, args: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        h, t, g = args
+        _, pull = jax.vjp(lambda h, w: _score(temperature, vocab_first, h, t, w)[0], h, head)
+        grad_h, grad_w = pull(g)
+        return total + grad_w, grad_h
+
+    grad_head, grad_hidden = jax.lax.scan(chunk, jnp.zeros_like(head), (hidden, ids, grad))
+    return grad_hidden, None, grad_head
+
+
+_score_chunks.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -51,5 +51,6 @@ class FrozenModel:
         tokens, positions, segments, parents = map(
             jnp.asarray, (batch.tokens, batch.positions, batch.segments, batch.parents))
         hidden = model.hidden_states(tokens, positions, segments, parents, attention=self.attention, remat=self.remat)
-        return row_logprobs(hidden, jnp.asarray(batch.target_index), jnp.asarray(batch.target_tokens), model.head(),
-                            temperature)
+        weight, vocab_first = model.stored_head()
+        return row_logprobs(hidden, jnp.asarray(batch.target_index), jnp.asarray(batch.target_tokens), weight,
+                            temperature, vocab_first=vocab_first)
