@@ -1,0 +1,1 @@
+"""Measurements against other implementations: the one place of the package that may import PyTorch, and only lazily."""
