@@ -48,7 +48,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     packages = check_packages()
     from r2rec_jax.bench.report import print_rows, run_works
 
-    out = Path(given.json or f"results/bench_{preset.name}.json")
+    out = Path(given.json or f"results/bench_{preset.name.replace('-', '_')}.json")
     with tempfile.TemporaryDirectory(prefix="r2rec-bench-") as temporary:
         folder = Path(given.scratch or temporary).expanduser()
         folder.mkdir(parents=True, exist_ok=True)

@@ -38,8 +38,7 @@ class Program:
 
     def __init__(self, what: str, function: Callable[..., Any], donate: Sequence[int] = (),
                  report: Report = silent) -> None:
-        self.what = what
-        self.report = report
+        self.what, self.function, self.report = what, function, report
         self._jitted = jax.jit(function, donate_argnums=tuple(donate))
         self._compiled: dict[Any, Any] = {}
 
