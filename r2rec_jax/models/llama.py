@@ -170,6 +170,10 @@ class Llama(nnx.Module):
         """The embeddings of tokens."""
         return by_rows(table_by_vocabulary(self.embed[...])[tokens])
 
+    def stored_head(self) -> tuple[Float[Array, "_ _"], bool]:
+        """The output projection as it lies in memory, and whether that is [V, D] (tied) and not [D, V]."""
+        return (self.embed[...], True) if self.config.tied else (self.lm_head[...], False)
+
     def rope(self, positions: Int[Array, "... T"]) -> tuple[Float[Array, "... T H2"], Float[Array, "... T H2"]]:
         """cos and sin for these positions."""
         c = self.config

@@ -1,12 +1,22 @@
 """Log-probabilities of given tokens without full logits.
 
 log p(t) = (z_t - logsumexp(z)) with z = h W / temperature, in float32, over the whole vocabulary (never the top-p
-set), so that sampled and scored values agree. Positions go through the head in chunks; each chunk is recomputed in the
-backward pass, so at most [chunk, V] logits exist at a time. A chunk takes as many positions of every row, so that
-devices that hold different rows work on it together.
+set), so that sampled and scored values agree. Positions go through the head in chunks, so at most [chunk, V] logits
+exist at a time.
+
+A log-probability depends on its own hidden state alone, so under a frozen head its whole gradient is one vector a
+position, which the forward pass leaves behind while the chunk's logits are there:
+
+    d log p(t) / d h = (W[:, t] - sum_v p_v W[:, v]) / temperature
+
+The backward pass is then a product with numbers, and no logits are computed twice. Where the head is trained
+(pretraining), each chunk is recomputed in the backward pass instead.
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +29,24 @@ CHUNK = 256
 def token_logprobs(
     hidden: Float[Array, "M D"],
     targets: Int[Array, " M"],
-    head: Float[Array, "D V"],
+    head: Float[Array, "_ _"],
     temperature: float = 1.0,
     chunk: int = CHUNK,
+    *,
+    vocab_first: bool = False,
 ) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
     """Log-probability of each target and the entropy of its distribution, both float32, in nats.
 
     Args:
         hidden: states that predict.
         targets: the token whose probability is asked for.
-        head: output projection.
+        head: output projection [D, V], or [V, D] with ``vocab_first`` (a tied embedding as it is stored: transposing
+            it would copy it once a pass).
         temperature: logits are divided by it.
         chunk: positions a pass; M is padded up to a multiple of it.
+        vocab_first: how ``head`` is stored.
     """
-    logprobs, entropy = _score(hidden[None], targets[None], head, temperature, chunk)
+    logprobs, entropy = _score_rows(hidden[None], targets[None], head, temperature, chunk, vocab_first)
     return logprobs[0], entropy[0]
 
 
@@ -40,19 +54,22 @@ def row_logprobs(
     hidden: Float[Array, "B T D"],
     target_index: Int[Array, "B C"],
     target_tokens: Int[Array, "B C"],
-    head: Float[Array, "D V"],
+    head: Float[Array, "_ _"],
     temperature: float = 1.0,
     chunk: int = CHUNK,
+    *,
+    vocab_first: bool = False,
 ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
     """:func:`token_logprobs` at chosen places of rows: ``hidden[b, target_index[b, c]]`` predicts
     ``target_tokens[b, c]``. Padded targets (weight 0) point anywhere and must be masked by the caller.
     """
     picked = jnp.take_along_axis(hidden, target_index[..., None], axis=1)
-    return _score(picked, target_tokens, head, temperature, chunk)
+    return _score_rows(picked, target_tokens, head, temperature, chunk, vocab_first)
 
 
-def _score(hidden: Float[Array, "B C D"], targets: Int[Array, "B C"], head: Float[Array, "D V"], temperature: float,
-           chunk: int) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
+def _score_rows(hidden: Float[Array, "B C D"], targets: Int[Array, "B C"], head: Float[Array, "_ _"],
+                temperature: float, chunk: int, vocab_first: bool) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
+    """A chunk takes as many positions of every row, so that devices that hold different rows work on it together."""
     rows, count, _ = hidden.shape
     width = min(count, max(1, chunk // rows))
     passes = -(-count // width)
@@ -61,16 +78,66 @@ def _score(hidden: Float[Array, "B C D"], targets: Int[Array, "B C"], head: Floa
         x = jnp.pad(x, ((0, 0), (0, passes * width - count), *((0, 0),) * (x.ndim - 2)))
         return x.reshape(rows, passes, width, *x.shape[2:]).swapaxes(0, 1)
 
-    def join(x: Float[Array, "passes B W"]) -> Float[Array, "B C"]:
+    def join(x: Float[Array, "K B W"]) -> Float[Array, "B C"]:
         return x.swapaxes(0, 1).reshape(rows, -1)[:, :count]
 
-    @jax.checkpoint
-    def score(h: Float[Array, "B W D"], t: Int[Array, "B W"]) -> tuple[Float[Array, "B W"], Float[Array, "B W"]]:
-        logits = jnp.einsum("BWD,DV->BWV", h, head, preferred_element_type=jnp.float32) / temperature
-        log_z = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0]
-        expected = jnp.sum(jnp.exp(logits - log_z[..., None]) * logits, axis=-1)
-        return chosen - log_z, jax.lax.stop_gradient(log_z - expected)
+    scored: Any = _score_chunks(temperature, vocab_first, cut(hidden), cut(targets), head)
+    logprobs, entropy = scored
+    return join(logprobs), join(jax.lax.stop_gradient(entropy))
 
-    logprobs, entropy = jax.lax.map(lambda args: score(*args), (cut(hidden), cut(targets)))
-    return join(logprobs), join(entropy)
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _score_chunks(
+    temperature: float, vocab_first: bool, hidden: Float[Array, "K B W D"], ids: Int[Array, "K B W"],
+    head: Float[Array, "_ _"],
+) -> tuple[Float[Array, "K B W"], Float[Array, "K B W"]]:
+    return jax.lax.map(lambda args: _score(temperature, vocab_first, args[0], args[1], head)[:2], (hidden, ids))
+
+
+def _score(temperature: float, vocab_first: bool, h: Float[Array, "B W D"], t: Int[Array, "B W"],
+           head: Float[Array, "_ _"]) -> tuple[Float[Array, "B W"], Float[Array, "B W"], Float[Array, "B W V"]]:
+    """(log-probabilities, entropies, probabilities) of one chunk."""
+    axes = "BWD,VD->BWV" if vocab_first else "BWD,DV->BWV"
+    logits = jnp.einsum(axes, h, head, preferred_element_type=jnp.float32) / temperature
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0]
+    probs = jnp.exp(logits - log_z[..., None])
+    return chosen - log_z, log_z - jnp.sum(probs * logits, axis=-1), probs
+
+
+def _forward(temperature: float, vocab_first: bool, hidden: Any, ids: Any, head: Any) -> tuple[Any, tuple[Any, ...]]:
+    states, tokens, weights = hidden.value, ids.value, head.value
+    if head.perturbed:
+        return _score_chunks(temperature, vocab_first, states, tokens, weights), (states, tokens, weights, None)
+
+    def score(args: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        logprobs, entropy, probs = _score(temperature, vocab_first, args[0], args[1], weights)
+        axes = "BWV,VD->BWD" if vocab_first else "BWV,DV->BWD"
+        mean = jnp.einsum(axes, probs.astype(weights.dtype), weights, preferred_element_type=jnp.float32)
+        own = weights[args[1]] if vocab_first else jnp.moveaxis(weights[:, args[1]], 0, -1)
+        return logprobs, entropy, (own.astype(jnp.float32) - mean) / temperature
+
+    logprobs, entropy, slopes = jax.lax.map(score, (states, tokens))
+    return (logprobs, entropy), (states, tokens, None, slopes)
+
+
+def _backward(temperature: float, vocab_first: bool, saved: tuple[Any, ...], grads: tuple[Any, Any]
+              ) -> tuple[Any, Any, Any]:
+    hidden, ids, head, slopes = saved
+    grad = grads[0]
+    if isinstance(grad, jax.custom_derivatives.SymbolicZero):
+        grad = jnp.zeros(ids.shape, jnp.float32)
+    if head is None:
+        return (grad[..., None] * slopes).astype(hidden.dtype), None, None
+
+    def chunk(total: Array, args: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        h, t, g = args
+        _, pull = jax.vjp(lambda h, w: _score(temperature, vocab_first, h, t, w)[0], h, head)
+        grad_h, grad_w = pull(g)
+        return total + grad_w, grad_h
+
+    grad_head, grad_hidden = jax.lax.scan(chunk, jnp.zeros_like(head), (hidden, ids, grad))
+    return grad_hidden, None, grad_head
+
+
+_score_chunks.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -53,14 +53,41 @@ class LoraLinear(nnx.Module):
         if self.quantized:
             y = (y.astype(jnp.float32) * self.kernel_scale[...]).astype(x.dtype)
         if self.rank:
-            low = x @ self.lora_a[...].astype(x.dtype)
-            y = y + (low @ self.lora_b[...].astype(x.dtype)) * jnp.asarray(self.scale, x.dtype)
+            a, b = self.lora_a[...].astype(x.dtype), self.lora_b[...].astype(x.dtype)
+            y = y + low_rank(x, a, b) * jnp.asarray(self.scale, x.dtype)
         return y
 
     def weight(self) -> Float[Array, "I O"]:
         """The frozen weight of one layer as numbers, dequantised where it is int8."""
         kernel = self.kernel[...]
         return dequantize_channels(kernel, self.kernel_scale[...]) if self.quantized else kernel
+
+
+@jax.custom_vjp
+def low_rank(x: Float[Array, "... I"], a: Float[Array, "I R"], b: Float[Array, "R O"]) -> Float[Array, "... O"]:
+    """(x A) B, with a gradient whose products never transpose a wide array.
+
+    JAX's own gradient contracts x with the gradient of x A, and the gradient of the output with x A, over their first
+    axes; XLA transposes [tokens, in] and [tokens, out] for that on a CPU, recomputing what they are made of entry by
+    entry. Here only the narrow factors [tokens, R] are transposed.
+    """
+    return (x @ a) @ b
+
+
+def _low_rank_forward(x: Array, a: Array, b: Array) -> tuple[Array, tuple[Array, ...]]:
+    low = x @ a
+    return low @ b, (x, a, b, low)
+
+
+def _low_rank_backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array]:
+    x, a, b, low = saved
+    grad_low = grad @ b.T
+    x_rows, low_rows, grad_rows, grad_low_rows = (
+        y.reshape(-1, y.shape[-1]) for y in (x, low, grad, grad_low))
+    return grad_low @ a.T, (grad_low_rows.T @ x_rows).T, low_rows.T @ grad_rows
+
+
+low_rank.defvjp(_low_rank_forward, _low_rank_backward)
 
 
 def init_lora_a(key: Array, shape: tuple[int, ...]) -> Float[Array, "L I R"]:

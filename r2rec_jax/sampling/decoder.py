@@ -116,7 +116,7 @@ class Decoder:
     Args:
         graphdef: of :func:`r2rec_jax.models.llama.split_llama`.
         config: the backbone's shape.
-        end_ids: tokens that end a row.
+        end_ids: tokens that end a row; with none, every row has exactly ``max_new_tokens``.
         pad_id: written after the end.
         layout: how the layers' weights are read (:mod:`r2rec_jax.sampling.step`); ``auto`` is ``merged`` in float32 on
             a CPU and ``stored`` elsewhere.
@@ -131,8 +131,8 @@ class Decoder:
         buckets: Buckets | None = None, mesh: Mesh | None = None,
     ) -> None:
         bad = [i for i in (*end_ids, pad_id) if not 0 <= i < config.vocab_size]
-        if bad or not end_ids:
-            raise ValueError(f"end_ids (at least one) and pad_id must be in 0..{config.vocab_size - 1}; "
+        if bad:
+            raise ValueError(f"end_ids and pad_id must be in 0..{config.vocab_size - 1}; "
                              f"got end_ids {tuple(end_ids)}, pad_id {pad_id}")
         self.graphdef, self.config = graphdef, config
         self.end_ids, self.pad_id = tuple(end_ids), pad_id

@@ -61,5 +61,6 @@ class FrozenModel:
         tokens, positions, segments, parents = map(
             jnp.asarray, (batch.tokens, batch.positions, batch.segments, batch.parents))
         hidden = model.hidden_states(tokens, positions, segments, parents, attention=self.attention, remat=self.remat)
-        return row_logprobs(hidden, jnp.asarray(batch.target_index), jnp.asarray(batch.target_tokens), model.head(),
-                            temperature, CHUNK * self.row_shards)
+        weight, vocab_first = model.stored_head()
+        return row_logprobs(hidden, jnp.asarray(batch.target_index), jnp.asarray(batch.target_tokens), weight,
+                            temperature, CHUNK * self.row_shards, vocab_first=vocab_first)

@@ -46,10 +46,8 @@ class Program:
 
     def __init__(self, what: str, function: Callable[..., Any], donate: Sequence[int] = (),
                  report: Report = silent, mesh: Mesh | None = None) -> None:
-        self.what = what
-        self.report = report
-        self.mesh = mesh
-        self._function, self._donate = function, tuple(donate)
+        self.what, self.function, self.report, self.mesh = what, function, report, mesh
+        self._donate = tuple(donate)
         self._compiled: dict[Any, Any] = {}
 
     @property
@@ -65,6 +63,6 @@ class Program:
         program = self._compiled.get(signature)
         if program is None:
             started = time.monotonic()
-            program = self._compiled[signature] = compile_placed(self._function, args, self._donate, self.mesh)
+            program = self._compiled[signature] = compile_placed(self.function, args, self._donate, self.mesh)
             self.report(self.what, time.monotonic() - started)
         return program(*args)

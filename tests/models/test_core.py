@@ -15,7 +15,7 @@ from jaxtyping import TypeCheckError, jaxtyped
 from r2rec_jax.config import LoraConfig
 from r2rec_jax.models import attention, logprobs, rope
 from r2rec_jax.models.llama import LlamaConfig, abstract_llama, split_llama
-from r2rec_jax.models.lora import copy_lora, init_lora, zeros_like_lora
+from r2rec_jax.models.lora import copy_lora, init_lora, low_rank, zeros_like_lora
 
 
 def test_mask_of_the_docstring() -> None:
@@ -90,3 +90,14 @@ def test_annotated_shapes_hold_at_run_time() -> None:
     checked["row_logprobs"](jnp.ones((2, 5, 6)), ones[:, :3], ones[:, :3], jnp.ones((6, 11)))
     with pytest.raises(TypeCheckError):
         checked["attend"](q, k, k, mask[:, :, :4])
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 5)])
+def test_the_adapters_product_and_its_gradient_are_those_of_the_plain_form(shape: tuple[int, ...]) -> None:
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, a, b = (jax.random.normal(key, s) for key, s in zip(keys, ((*shape, 6), (6, 3), (3, 8)), strict=False))
+    weight = jax.random.normal(keys[3], (*shape, 8))
+    found, wanted = (jax.value_and_grad(lambda *args, f=f: jnp.sum(jnp.sin(f(*args)) * weight), (0, 1, 2))(x, a, b)
+                     for f in (low_rank, lambda x, a, b: (x @ a) @ b))
+    for ours, plain in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)

@@ -22,16 +22,20 @@ def case() -> tuple[np.ndarray, ...]:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("vocab_first", [False, True])
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
-def test_values_and_gradients_equal_torch(case, temperature, chunk) -> None:
+def test_values_and_gradients_equal_torch(case, temperature, chunk, vocab_first) -> None:
     hidden, index, targets, head, weights = case
+    stored = jnp.asarray(head.T if vocab_first else head)
 
     def loss(hidden, head):
-        logprobs, entropy = row_logprobs(hidden, jnp.asarray(index), jnp.asarray(targets), head, temperature, chunk)
+        logprobs, entropy = row_logprobs(hidden, jnp.asarray(index), jnp.asarray(targets), head, temperature, chunk,
+                                         vocab_first=vocab_first)
         return jnp.sum(logprobs * weights), (logprobs, entropy)
 
     (_, (logprobs, entropy)), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
-        jnp.asarray(hidden), jnp.asarray(head))
+        jnp.asarray(hidden), stored)
+    frozen = jax.grad(lambda hidden: loss(hidden, stored)[0])(jnp.asarray(hidden))  # computed in the forward pass
 
     h, w = torch.tensor(hidden, requires_grad=True), torch.tensor(head, requires_grad=True)
     picked = torch.gather(h, 1, torch.tensor(index)[..., None].expand(-1, -1, D))
@@ -41,7 +45,14 @@ def test_values_and_gradients_equal_torch(case, temperature, chunk) -> None:
     np.testing.assert_allclose(logprobs, expected.detach(), atol=2e-5, rtol=1e-5)
     np.testing.assert_allclose(entropy, -(full.exp() * full).sum(-1).detach(), atol=2e-5, rtol=1e-5)
     np.testing.assert_allclose(grads[0], h.grad, atol=2e-5, rtol=1e-4)
-    np.testing.assert_allclose(grads[1], w.grad, atol=2e-5, rtol=1e-4)
+    np.testing.assert_allclose(frozen, h.grad, atol=2e-5, rtol=1e-4)
+    np.testing.assert_allclose(grads[1].T if vocab_first else grads[1], w.grad, atol=2e-5, rtol=1e-4)
+
+
+def test_no_gradient_flows_through_the_entropy(case) -> None:
+    hidden, index, targets, head, _ = map(jnp.asarray, case)
+    grads = jax.grad(lambda *x: jnp.sum(row_logprobs(x[0], index, targets, x[1])[1]), (0, 1))(hidden, head)
+    assert all(not np.any(grad) for grad in grads)
 
 
 def _largest(jaxpr: Jaxpr) -> int:
@@ -68,5 +79,6 @@ def test_full_logits_never_exist(case) -> None:
 
     assert largest(B * C) >= B * C * V, "the measure must see full logits where they do exist"
     assert largest(8) <= 8 * V
-    compiled = jax.jit(jax.grad(lambda h, w: loss(h, w, 8), argnums=(0, 1))).lower(hidden, head).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * B * C * V
+    for trained in ((0,), (0, 1)):  # the head frozen, and trained
+        compiled = jax.jit(jax.grad(lambda h, w: loss(h, w, 8), argnums=trained)).lower(hidden, head).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 4 * B * C * V

@@ -1,0 +1,242 @@
+"""The PyTorch side: transformers, peft and trl on the same weights, at the best settings that they document.
+
+sdpa attention, KV cache, batched, all cores, no gradient checkpointing, LoRA attached, fused AdamW on a GPU; padding
+is kept small by sorting the examples of an update by length. torch, peft and trl are imported here alone, when a
+:class:`PyTorch` is made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r2rec_jax.bench.inputs import Pair, equal_pairs, mixed_pairs, prompts, text_of, trained_throughout
+from r2rec_jax.bench.presets import SEED, TEMPERATURE, TOP_P, Decoding, Preset
+from r2rec_jax.bench.timing import Work, best, peak_host_gb, timed
+
+LR = 1e-5
+MAX_GRAD_NORM = 1.0
+IGNORED = -100
+"""Label of a token that is not trained on."""
+
+
+class PyTorch:
+    """The model of a preset, and its works.
+
+    Args:
+        preset: sizes.
+        folder: scratch folder with ``model/`` and ``adapter/``.
+    """
+
+    def __init__(self, preset: Preset, folder: Path) -> None:
+        import peft  # noqa: F401  imported now, so that loading is not charged for it
+        import torch
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        self.torch, self.preset, self.folder = torch, preset, folder
+        self.on_gpu = torch.cuda.is_available()
+        self.device = "cuda" if self.on_gpu else "cpu"
+        self.dtype = getattr(torch, preset.dtype)
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        torch.manual_seed(SEED)
+        self._model: Any = None
+
+    @property
+    def model(self) -> Any:
+        """The peft model, loaded when first asked for."""
+        if self._model is None:
+            self._model = self._read()
+        return self._model
+
+    @property
+    def vocab(self) -> int:
+        """V."""
+        return self.model.config.vocab_size
+
+    def _read(self) -> Any:
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        base = AutoModelForCausalLM.from_pretrained(
+            self.folder / "model", dtype=self.dtype, attn_implementation="sdpa", device_map={"": self.device})
+        return PeftModel.from_pretrained(base, str(self.folder / "adapter"), is_trainable=True)
+
+    def wait(self) -> None:
+        """Until the device has done everything."""
+        if self.on_gpu:
+            self.torch.cuda.synchronize()
+
+    def work(self, name: str) -> Work:
+        """The named work, warmed up where there is a GPU (a CPU has nothing to compile, and a step takes minutes)."""
+        if name == "grpo":
+            from r2rec_jax.bench.trl_step import GrpoWork
+
+            made: Work = GrpoWork(self)
+        else:
+            made = {"rollout": RolloutWork, "sft": SftWork, "recommend": RecommendWork}[name](self)
+        if self.on_gpu or name != "grpo":
+            made.step()
+        return made
+
+    def load(self) -> dict[str, float]:
+        """Seconds from safetensors to a model and an adapter on the device, every page of them read."""
+        def whole() -> None:
+            for parameter in self.model.parameters():
+                parameter.detach().sum()
+            self.wait()
+
+        before = peak_host_gb()
+        seconds, _ = timed(whole)
+        return {"seconds": seconds, "peak_host_gb": peak_host_gb() - before}
+
+    def memory(self) -> dict[str, float]:
+        """Peak memory of this process: on the accelerator, or in the host where there is none."""
+        if self.on_gpu:
+            return {"peak_gb": self.torch.cuda.max_memory_allocated() / 1e9}
+        return {"peak_gb": peak_host_gb()}
+
+    def peaks(self) -> dict[str, float]:
+        """Measured FLOP/s of a large product and bytes/s of reading a large matrix once."""
+        torch = self.torch
+        n = 8192 if self.on_gpu else 2048
+        a = torch.randn(n, n, dtype=self.dtype, device=self.device)
+        tall = torch.ones(131072 if self.on_gpu else 16384, 8192, dtype=self.dtype, device=self.device)
+        vector = torch.ones(8192, dtype=self.dtype, device=self.device)
+
+        def run(x: Any, y: Any) -> None:
+            torch.matmul(x, y)
+            self.wait()
+
+        return {"flops": 2 * n**3 / best(lambda: run(a, a)),
+                "bytes": tall.numel() * tall.element_size() / best(lambda: run(tall, vector))}
+
+    def sampled(self, out: Path) -> dict[str, float]:
+        """Draw the rollout that was timed and keep its tokens and log-probabilities in ``out``."""
+        shape = self.preset.rollout
+        tokens, logprobs = RolloutWork(self).draw(shape.new_tokens)
+        cut = (shape.prompts, shape.group, shape.new_tokens)
+        np.savez(out, tokens=tokens.reshape(cut).astype(np.int32), logprobs=logprobs.reshape(cut))
+        return {}
+
+    def scored(self, tokens: np.ndarray) -> np.ndarray:
+        """Teacher-forced log-probabilities [P, G, T] of completions of the rollout's prompts."""
+        torch, shape = self.torch, self.preset.rollout
+        out = []
+        with torch.no_grad():
+            for prompt, group in zip(prompts(shape, self.vocab, "rollout"), tokens, strict=True):
+                ids = torch.tensor(np.concatenate([np.tile(prompt, (len(group), 1)), group], axis=1)).to(self.device)
+                logits = self.model(input_ids=ids, logits_to_keep=shape.new_tokens + 1, use_cache=False).logits
+                logs = torch.log_softmax(logits[:, :-1].float() / TEMPERATURE, dim=-1)
+                out.append(logs.gather(2, ids[:, -shape.new_tokens:, None])[..., 0].cpu().numpy())
+        return np.stack(out)
+
+    def sft_loss(self) -> float:
+        """Loss of the update at equal lengths, nats a trained token."""
+        pairs, work = equal_pairs(self.preset, self.vocab), SftWork(self)
+        total = sum(len(pair.completion) for pair in pairs)
+        with self.torch.no_grad():
+            return sum(float(work.loss(part, total)) for part in work.passes(pairs))
+
+
+class RolloutWork:
+    """``generate`` with G samples a prompt, and the log-probabilities of what it drew."""
+
+    name = "rollout"
+
+    def __init__(self, side: PyTorch) -> None:
+        self.side, self.shape = side, self.decoding(side)
+        self.ids = side.torch.tensor(prompts(self.shape, side.vocab, self.name)).to(side.device)
+
+    def decoding(self, side: PyTorch) -> Decoding:
+        """Its shape."""
+        return side.preset.rollout
+
+    def draw(self, new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens [P G, T], log-probabilities over the whole vocabulary at the sampling temperature)."""
+        torch, model = self.side.torch, self.side.model
+        model.eval()
+        model.generation_config.eos_token_id = None  # exactly T tokens
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=self.ids, attention_mask=torch.ones_like(self.ids), do_sample=True, temperature=TEMPERATURE,
+                top_p=TOP_P, top_k=0, max_new_tokens=new_tokens, num_return_sequences=self.shape.group,
+                pad_token_id=0, use_cache=True, return_dict_in_generate=True, output_logits=True)
+            tokens = out.sequences[:, self.ids.shape[1]:]
+            logs = [torch.log_softmax(step.float() / TEMPERATURE, dim=-1).gather(1, tokens[:, i:i + 1])
+                    for i, step in enumerate(out.logits)]
+            return tokens.cpu().numpy(), torch.cat(logs, dim=1).cpu().numpy()
+
+    def step(self) -> dict[str, float]:
+        """All T tokens, and the first one alone."""
+        first, _ = timed(lambda: self.draw(1))
+        whole, _ = timed(lambda: self.draw(self.shape.new_tokens))
+        return {"seconds": whole, "first_seconds": first}
+
+
+class RecommendWork(RolloutWork):
+    """One answer a user, to its text."""
+
+    name = "recommend"
+
+    def decoding(self, side: PyTorch) -> Decoding:
+        """Its shape."""
+        return side.preset.recommend
+
+    def step(self) -> dict[str, float]:
+        """Prompts to texts."""
+        def answers() -> list[str]:
+            return [text_of(row.tolist()) for row in self.draw(self.shape.new_tokens)[0]]
+
+        return {"seconds": timed(answers)[0]}
+
+
+class SftWork:
+    """Whole updates of a plain loop: padding, passes, clipping, optimiser."""
+
+    def __init__(self, side: PyTorch) -> None:
+        self.side, torch = side, side.torch
+        equal = equal_pairs(side.preset, side.vocab)
+        self.data = {"equal": equal, "throughout": trained_throughout(equal),
+                     "mixed": mixed_pairs(side.preset, side.vocab)}
+        self.trained = [parameter for parameter in side.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=LR, weight_decay=0.0, fused=side.on_gpu)
+
+    def passes(self, pairs: Sequence[Pair]) -> list[list[Pair]]:
+        """Passes of ``pytorch_micro`` examples, longest first, so that little is padded."""
+        ordered, size = sorted(pairs, key=lambda pair: -pair.length), self.side.preset.sft.pytorch_micro
+        return [ordered[i:i + size] for i in range(0, len(ordered), size)]
+
+    def loss(self, pairs: Sequence[Pair], total: int) -> Any:
+        """The pass's share of the mean over the ``total`` trained tokens of the update."""
+        torch, width = self.side.torch, max(pair.length for pair in pairs)
+        ids, labels = np.zeros((len(pairs), width), np.int64), np.full((len(pairs), width), IGNORED)
+        for row, pair in enumerate(pairs):
+            ids[row, :pair.length] = (*pair.prompt, *pair.completion)
+            labels[row, len(pair.prompt):pair.length] = pair.completion
+        real = np.arange(width) < np.array([pair.length for pair in pairs])[:, None]
+        given = {"input_ids": ids, "labels": labels, "attention_mask": real.astype(np.int64)}
+        if real.all():
+            del given["attention_mask"]
+        tensors = {name: torch.from_numpy(x).to(self.side.device) for name, x in given.items()}
+        return self.side.model(**tensors, num_items_in_batch=total, use_cache=False).loss
+
+    def _update(self, pairs: Sequence[Pair]) -> None:
+        self.side.model.train()
+        total = sum(len(pair.completion) for pair in pairs)
+        for part in self.passes(pairs):
+            self.loss(part, total).backward()
+        self.side.torch.nn.utils.clip_grad_norm_(self.trained, MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.side.wait()
+
+    def step(self) -> dict[str, float]:
+        """One update on each kind of data."""
+        return {f"{kind}_seconds": timed(lambda pairs=pairs: self._update(pairs))[0]
+                for kind, pairs in self.data.items()}

@@ -1,0 +1,89 @@
+"""Result file and table of a benchmark."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from r2rec_jax.bench.compare import Worker, measure
+from r2rec_jax.bench.presets import WORKS, Preset
+from r2rec_jax.bench.projection import project
+from r2rec_jax.config import fingerprint
+from r2rec_jax.evaluation.tables import provenance, result_file
+from r2rec_jax.files import read_json, write_json
+from r2rec_jax.progress import format_duration, say
+
+
+def run_works(preset: Preset, works: Sequence[str], folder: Path, cache_dir: str, out: Path,
+              packages: Mapping[str, str]) -> dict[str, Any]:
+    """Measure works one by one; the result file is written after each of them.
+
+    Returns:
+        The result file's contents.
+
+    Raises:
+        ValueError: ``out`` holds another preset's results.
+        RuntimeError: a side failed, or the two disagree in their numbers.
+    """
+    earlier = read_json(out, "move it away") if out.is_file() else None
+    if earlier is not None and earlier.get("settings", {}).get("name") != preset.name:
+        raise ValueError(f"{out} must hold results of preset {preset.name!r}; it does not; give another --json")
+    say(", ".join(f"{name} {found}" for name, found in packages.items()))
+    with Worker("ours", preset, folder, cache_dir) as ours:
+        ours.ask("export")
+    result: dict[str, Any] = earlier or {}
+    for work in works:
+        say(f"{work}: started")
+        measured = measure(work, preset, folder, cache_dir)
+        result = merge(result, preset, work, measured.rows, measured.notes, packages)
+        write_json(out, result)
+    say(f"written to {out}")
+    return result
+
+
+def merge(earlier: Mapping[str, Any], preset: Preset, work: str, rows: Sequence[dict[str, Any]],
+          notes: Mapping[str, Any], packages: Mapping[str, str]) -> dict[str, Any]:
+    """The result file with one work measured anew; each work keeps its own provenance under ``runs``."""
+    kept = [row for row in earlier.get("rows", []) if row["work"] != work]
+    every = sorted([*kept, *rows], key=lambda row: WORKS.index(row["work"]))
+    where = provenance()
+    where["versions"] = {**where["versions"], **packages}
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    runs = {**earlier.get("runs", {}), work: {**where, "threads": threads, "repeats": preset.repeats, **notes}}
+    projection = project(preset, every)
+    file = result_file(
+        f"bench, preset {preset.name}: our path and transformers, peft and trl", every,
+        fingerprint(preset.settings()), settings=preset.settings(), runs=runs,
+        **({"projection": projection} if projection else {}))
+    return {**file, "versions": where["versions"]}
+
+
+def print_rows(result: Mapping[str, Any]) -> None:
+    """One table: medians, ratio, spread."""
+    settings = result["settings"]
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"{result['what']}\n{result['hardware']}; {settings['dtype']}, LoRA rank {settings['rank']} on both sides, "
+        f"temperature {settings['temperature']}, top-p {settings['top_p']}", markup=False)
+    table = Table()
+    for name in ("work", "metric", "ours", "PyTorch", "ratio", "spread", "n"):
+        table.add_column(name, justify="left" if name in ("work", "metric") else "right", no_wrap=True)
+    for row in result["rows"]:
+        table.add_row(row["work"], row["metric"], f"{row['ours']:.4g}", f"{row['pytorch']:.4g}", f"{row['ratio']:.2f}",
+                      f"{row['spread']:.0%}", str(row["repeats"]))
+    console.print(table)
+    for row in result["rows"]:
+        if row["about"]:
+            console.print(f"{row['work']} {row['metric']}: {row['about']}", markup=False)
+    for work, run in result["runs"].items():
+        warm = run.get("warm", {}).get("ours", {}).get("compile_s")
+        if warm:
+            console.print(f"{work}: ours compiled in {format_duration(warm)}, not counted", markup=False)
+    for side, minutes in result.get("projection", {}).items():
+        console.print(f"the paper's recipe on this machine, {side}: {minutes['whole']:.0f} minutes. "
+                      f"{minutes['arithmetic']}", markup=False)

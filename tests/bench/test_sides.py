@@ -1,0 +1,95 @@
+"""Both sides of the smoke preset in this process, and the command once from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from r2rec_jax.bench.presets import PRESETS
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+PRESET = PRESETS["smoke"]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # trl, peft and torch warn as they like
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory):
+    from r2rec_jax.bench.ours import Ours
+    from r2rec_jax.bench.pytorch import PyTorch
+
+    folder = tmp_path_factory.mktemp("bench")
+    ours = Ours(PRESET, folder, "~/.cache/r2rec_jax")
+    ours.export()
+    return ours, PyTorch(PRESET, folder), folder
+
+
+def test_the_two_paths_agree_on_each_others_tokens(sides) -> None:
+    ours, pytorch, folder = sides
+    shape = PRESET.rollout
+    for drawing, scoring in ((ours, pytorch), (pytorch, ours)):
+        drawing.sampled(folder / "drawn.npz")
+        with np.load(folder / "drawn.npz") as drawn:
+            tokens, logprobs = drawn["tokens"], drawn["logprobs"]
+        assert tokens.shape == (shape.prompts, shape.group, shape.new_tokens)
+        assert len({tuple(row) for row in tokens[0].tolist()}) > 1, "sampled, not greedy"
+        np.testing.assert_allclose(logprobs, scoring.scored(tokens), atol=1e-4)
+    assert ours.sft_loss() == pytest.approx(pytorch.sft_loss(), abs=1e-4)
+
+
+def test_another_adapter_is_seen_by_the_comparison(sides) -> None:
+    import jax
+
+    ours, pytorch, folder = sides
+    ours.sampled(folder / "drawn.npz")
+    with np.load(folder / "drawn.npz") as drawn:
+        tokens = drawn["tokens"]
+    backbone, lora = ours.backbone, ours.lora
+    try:
+        ours._loaded = backbone, jax.tree.map(lambda x: 3 * x, lora)
+        assert np.abs(ours.scored(tokens) - pytorch.scored(tokens)).mean() > 1e-3
+    finally:
+        ours._loaded = backbone, lora
+
+
+@pytest.mark.parametrize("work", ["rollout", "sft", "recommend"])
+def test_every_work_times_the_same_phases_on_both_sides(sides, work: str) -> None:
+    ours, pytorch, _ = sides
+    mine, theirs = ours.work(work), pytorch.work(work)
+    compiled = ours.compile_s
+    first, second = mine.step(), theirs.step()
+    assert first.keys() == second.keys() and min(*first.values(), *second.values()) > 0
+    assert ours.compile_s == compiled, "a timed step must not compile"
+
+
+def test_a_grpo_step_of_trl_has_our_phases(sides) -> None:
+    pytest.importorskip("trl")
+    ours, pytorch, _ = sides
+    first, second = ours.work("grpo").step(), pytorch.work("grpo").step()
+    assert first.keys() == second.keys()
+    for laps in (first, second):
+        parts = sum(laps[f"{phase}_seconds"] for phase in ("rollout", "reward", "reference", "update"))
+        assert parts == pytest.approx(laps["seconds"], rel=1e-6) and min(laps.values()) >= 0
+
+
+def test_the_command_writes_rows_and_keeps_those_of_other_works(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    out = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "r2rec_jax.bench", "--preset", "smoke", "--repeats", "1", "--json", str(out),
+               "--scratch", str(tmp_path / "scratch")]
+    for works in ("load", "recommend"):
+        done = subprocess.run([*command, "--works", works], capture_output=True, text=True, env=os.environ | {
+            "JAX_PLATFORMS": "cpu"}, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(out.read_text())
+    assert {row["work"] for row in result["rows"]} == {"load", "recommend"} == set(result["runs"])
+    needed = {"work", "preset", "metric", "ours", "pytorch", "ratio", "repeats", "spread"}
+    assert all(needed <= row.keys() for row in result["rows"])
+    assert "users_per_s" in done.stdout and "torch" in result["versions"]

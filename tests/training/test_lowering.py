@@ -1,0 +1,82 @@
+"""The steps lower for GPU and TPU at the 8B shape, from abstract arrays, on a machine that has neither.
+
+XLA's own attention path; the cuDNN kernel can only be shown on a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r2rec_jax.bench.presets import SHAPES
+from r2rec_jax.config import GrpoConfig, LoraConfig
+from r2rec_jax.models.llama import LlamaConfig, abstract_llama, split_llama
+from r2rec_jax.sampling.program import DecodeState, Sampling, empty_caches, segment
+from r2rec_jax.tokens.batches import empty
+from r2rec_jax.training.grpo import SUMS, make_grpo_loss
+from r2rec_jax.training.policy import FrozenModel
+from r2rec_jax.training.rollouts import GroupBatch
+from r2rec_jax.training.sft import SUMS as SFT_SUMS
+from r2rec_jax.training.sft import make_sft_loss
+from r2rec_jax.training.state import init_state, make_optimizer
+from r2rec_jax.training.updates import Updates
+
+CONFIG = LlamaConfig.from_hf(SHAPES["random-8b"])
+GRAPHDEF, LORA, BASE = split_llama(abstract_llama(CONFIG, LoraConfig(), jnp.bfloat16))
+MODEL = FrozenModel(GRAPHDEF, BASE, "xla", remat=True)
+OPTIMIZER = make_optimizer(1e-5, "constant", 0.0, 1, 0.0, 1.0)
+
+
+def shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree)
+
+
+def lower(function: Any, platform: str, *args: Any) -> str:
+    return jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_sft_step_lowers(platform: str) -> None:
+    updates = Updates(make_sft_loss(MODEL), SFT_SUMS, OPTIMIZER)
+    state = jax.eval_shape(lambda lora: init_state(lora, OPTIMIZER), LORA)
+    total = jax.eval_shape(updates.zeros.function, LORA)
+    scale = jax.ShapeDtypeStruct((), jnp.float32)
+    text = lower(updates.gradient.function, platform, LORA, total, BASE, shapes(empty(2, 1024, 512)), scale)
+    assert "bf16" in text and f"2x1024x{CONFIG.vocab_size}" not in text, "no [B, T, V]"
+    lower(updates.update.function, platform, state, total)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_grpo_scoring_and_its_update_lower(platform: str) -> None:
+    rows, columns = empty(1, 2048, 1024), jax.ShapeDtypeStruct((1, 1024), jnp.float32)
+    group = GroupBatch(shapes(rows), columns, columns, columns, jax.ShapeDtypeStruct((1, 1024), jnp.int32),
+                       reference=columns)
+    lower(lambda lora, base, rows: MODEL.score(lora, base, rows, 0.6)[0], platform, LORA, BASE, shapes(rows))
+    updates = Updates(make_grpo_loss(MODEL, GrpoConfig()), SUMS, OPTIMIZER)
+    total = jax.eval_shape(updates.zeros.function, LORA)
+    lower(updates.gradient.function, platform, LORA, total, BASE, group)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_decode_loop_lowers(platform: str) -> None:
+    prompts, group, slots, capacity = 16, 8, 1024, 256
+    rows, tokens = (prompts, group), (prompts, group, capacity)
+
+    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    state = DecodeState(
+        step=array((), jnp.int32), row_ids=array(rows, jnp.int32), prompt_lengths=array((prompts,), jnp.int32),
+        done=array(rows, bool), lengths=array(rows, jnp.int32), tokens=array(tokens, jnp.int32),
+        logprobs=array(tokens, jnp.float32),
+        caches=jax.eval_shape(lambda: empty_caches(CONFIG, prompts, group, slots, capacity, jnp.bfloat16)))
+    rule = Sampling(greedy=False, cut=True, end_ids=(2,), pad_id=0)
+    number = array((), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    text = lower(lambda *args: segment(GRAPHDEF, rule, None, *args), platform, LORA, BASE, state, key,
+                 array((), jnp.int32), number, number)
+    assert "while" in text
