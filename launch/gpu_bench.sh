@@ -14,7 +14,7 @@
 # A work whose rows are in the result file is not measured again. A work that fails or runs into its limit is reported,
 # the others still run, and the exit code is 1.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 2
 presets=${PRESETS:-gpu-135m gpu-8b} works=${WORKS:-rollout numerics sft grpo recommend load}
 limit=${LIMIT_S:-540} out=${OUT:-results} scratch=${SCRATCH:-/var/tmp/r2rec-bench} python=${PYTHON:-.venv/bin/python}
 mkdir -p "$out" || exit 2

@@ -37,13 +37,13 @@ from r2rec_jax.training.grpo import (
     completion_texts,
     make_grpo_loss,
     make_passes,
+    make_scoring,
     roll_out,
     score_texts,
     update,
     with_scores,
 )
 from r2rec_jax.training.policy import FrozenModel
-from r2rec_jax.training.programs import Program
 from r2rec_jax.training.rows import pack_update, row_shapes
 from r2rec_jax.training.sft import SUMS as SFT_SUMS
 from r2rec_jax.training.sft import make_sft_loss, sft_passes
@@ -274,8 +274,7 @@ class GrpoWork:
         self.chosen = [Example(str(i), tuple(ids), ()) for i, ids in enumerate(prompts(self.shape, vocab, "grpo"))]
         self.environment = Environment(side.decoder().generate, text_of, even_share)
         optimizer = make_optimizer(LR, "constant", 0.0, 1, 0.0, 1.0)
-        self.score = Program("scoring", lambda lora, base, rows: self.model.score(lora, base, rows, TEMPERATURE)[0],
-                             report=side.report)
+        self.score = make_scoring(self.model, TEMPERATURE, side.report)
         self.updates = Updates(make_grpo_loss(self.model, self.config), SUMS, optimizer, side.report)
         self.state, self.reference = init_state(side.lora, optimizer), zeros_like_lora(side.lora)
         self.steps = 0

@@ -160,8 +160,8 @@ def test_other_settings_are_named(source: Path, folder: Path) -> None:
 def test_a_run_refuses_a_folder_that_it_did_not_prepare(source: Path, tmp_path: Path) -> None:
     """Same settings, other source files: the folder is whole, and not the run's."""
     run_config = replace(config(source), run_dir=str(tmp_path / "run"))
-    run = RunFolder.open(run_config, provenance={})
-    result = prepare_stage(Workspace(run))
+    with RunFolder.open(run_config, provenance={}) as run:
+        result = prepare_stage(Workspace(run))
     assert set(result) == set(RECORDED)
     run.mark_done("prepare", 1.0, result)
     assert Workspace(run).prepared.manifest["sources"] == result["sources"]
