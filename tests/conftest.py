@@ -7,6 +7,8 @@ tests on a laptop and fails them when ``CI=true``.
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,16 @@ def smollm2_gguf() -> Path:
     cache = Path("~/.cache/r2rec_jax").expanduser()
     found = sorted(cache.rglob("SmolLM2-135M-Instruct.Q4_1.gguf"))
     return found[0] if found else _need(cache / "SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture
+def heard_signals() -> Iterator[None]:
+    """Signals as a program finds them that was started from a terminal: in the background and under ``nohup`` some are
+    ignored, and what is ignored at the start stays so."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -14,6 +14,8 @@ from r2rec_jax import stopping
 from r2rec_jax.stages.cli import run_entry
 from r2rec_jax.stopping import Interrupted
 
+pytestmark = pytest.mark.usefixtures("heard_signals")
+
 
 def send(*numbers: int) -> None:
     for number in numbers:
@@ -21,7 +23,7 @@ def send(*numbers: int) -> None:
 
 
 @pytest.fixture
-def listening():
+def listening(heard_signals):
     with stopping.listening():
         yield
 

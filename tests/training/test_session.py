@@ -22,6 +22,8 @@ from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.sft import train_sft
 from r2rec_jax.training.updates import Updates
 
+pytestmark = pytest.mark.usefixtures("heard_signals")
+
 CONFIG = SftConfig(epochs=3, batch_size=4, micro_batch=2, lr=1e-2, warmup=0.0, checkpoint_every=1)
 STEPS = 6
 
