@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.chaos.folder import (
@@ -178,7 +178,8 @@ def trial(harness: Harness, stage: str, moments: Sequence[Moment], kills_a_run: 
     Args:
         harness: where.
         stage: ``sft`` or ``grpo``.
-        moments: in this order; one whose run ended before it came is tried again in the next run.
+        moments: in this order; one whose run ended before it came is tried again in the next run, after half the time
+            (the stage may have become faster than when it was measured).
         kills_a_run: after as many signals a run is left alone.
         stage_s: seconds that the stage takes; measured with a run of its own when not given.
     """
@@ -194,6 +195,8 @@ def trial(harness: Harness, stage: str, moments: Sequence[Moment], kills_a_run: 
             life = harness.live(stage, waiting[0] if waiting and left else None, stage_s)
             lives.append(life)
             left -= 1
+            if life.aim == DONE:
+                waiting[0] = replace(waiting[0], delay=waiting[0].delay / 2)
             if life.aim in ("none", DONE):
                 break
             if life.code == 0 and _is_done(harness.run, stage):
