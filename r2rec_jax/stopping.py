@@ -65,6 +65,11 @@ def listening(*, last: bool = False) -> Iterator[None]:
         signal.signal(number, _receive)
     try:
         yield
+    except Exception as error:
+        # A compiled module that is being imported makes an ImportError of whatever is raised in its midst.
+        if isinstance(error.__cause__, Interrupted):
+            raise error.__cause__ from None
+        raise
     finally:
         for number in heard:
             signal.signal(number, signal.SIG_IGN if last and number != signal.SIGINT else before[number])

@@ -38,6 +38,17 @@ def test_an_entry_ends_in_one_line(capsys, number, code):
     assert run_entry(lambda argv: stopping.check(), []) == 0 and not capsys.readouterr().err, "requests are forgotten"
 
 
+def test_a_library_that_wraps_it_in_an_error_of_its_own_is_seen_through(capsys):
+    def import_a_module(argv):
+        try:
+            send(signal.SIGTERM)
+        except Interrupted as request:
+            raise ImportError("initialization failed") from request
+
+    assert run_entry(import_a_module, []) == 0
+    assert capsys.readouterr().err == "stopped by SIGTERM; run the same command again to go on\n"
+
+
 @pytest.mark.usefixtures("listening")
 def test_no_handler_of_plain_errors_swallows_it():
     with pytest.raises(Interrupted, match="stopped by SIGTERM"):
