@@ -20,7 +20,7 @@ from r2rec_jax.config.model import BackboneConfig, LoraConfig, TinyConfig
 from r2rec_jax.config.output import EvaluateConfig, ExportConfig
 from r2rec_jax.config.parallel import ParallelConfig
 from r2rec_jax.config.table import TableConfig
-from r2rec_jax.config.training import GrpoConfig, PretrainConfig, RewardConfig, RewardFunction, SftConfig
+from r2rec_jax.config.training import GrpoConfig, MixConfig, PretrainConfig, RewardConfig, RewardFunction, SftConfig
 
 __all__ = [
     "STAGES",
@@ -33,6 +33,7 @@ __all__ = [
     "GraphConfig",
     "GrpoConfig",
     "LoraConfig",
+    "MixConfig",
     "ParallelConfig",
     "PretrainConfig",
     "PromptConfig",

@@ -17,6 +17,8 @@ class TinyConfig:
         vocab_size: BPE vocabulary, special tokens included.
         hidden_size, layers, heads, kv_heads, ffn: the Llama shape.
         max_positions: longest sequence the configuration declares.
+        item_tokens: every item's title and year is one token, beside the BPE vocabulary: prompts are shorter and the
+            choice of an item is one decision, as in recommenders that index items.
     """
 
     vocab_size: int = 2048
@@ -26,6 +28,7 @@ class TinyConfig:
     kv_heads: int = 2
     ffn: int = 512
     max_positions: int = 4096
+    item_tokens: bool = False
 
     def __post_init__(self) -> None:
         check(self.vocab_size >= 300, "backbone.tiny.vocab_size", ">= 300", self.vocab_size,

@@ -4,10 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from r2rec_jax.config.check import check
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """Shares of the tokens that pretraining reads, by kind of text (any scale; 0 leaves a kind out).
+
+    Attributes:
+        histories: what users liked, in the order in which they liked it.
+        choices: the same, and before every like a list of items of which it is one.
+        thoughts: rating questions on the chains of SFT queries, with the teacher's thoughts.
+        prompts: ranking prompts of SFT and RL queries, without an answer.
+        examples: the SFT examples, prompt and completion.
+    """
+
+    histories: float = 1.0
+    choices: float = 0.0
+    thoughts: float = 0.0
+    prompts: float = 0.0
+    examples: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, share in asdict(self).items():
+            check(0 <= share < math.inf, f"pretrain.mix.{name}", ">= 0", share)
+        check(any(asdict(self).values()), "pretrain.mix", "more than 0 for one kind of text", asdict(self))
 
 
 @dataclass(frozen=True)
@@ -20,6 +44,7 @@ class PretrainConfig:
         max_tokens: row length in tokens; texts are packed end to end.
         lr: peak learning rate, linear warm-up over 5 % of the steps, cosine to a tenth.
         checkpoint_every: steps between checkpoints.
+        mix: what is read: ``steps`` x ``batch_size`` x ``max_tokens`` tokens in these shares.
     """
 
     steps: int = 400
@@ -27,6 +52,7 @@ class PretrainConfig:
     max_tokens: int = 512
     lr: float = 1e-3
     checkpoint_every: int = 100
+    mix: MixConfig = field(default_factory=MixConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "max_tokens", "checkpoint_every"):

@@ -65,6 +65,11 @@ def item_text(item: Item) -> str:
     return f"{title_text(item)} ({facts})" if facts else title_text(item)
 
 
+def item_name(item: Item) -> str:
+    """``Heat (1995``: what :func:`item_text` and :func:`item_labels` have in common, an item's name as one token."""
+    return f"{title_text(item)} ({item.year}" if item.year else title_text(item)
+
+
 def item_labels(items: Sequence[Item]) -> tuple[str, ...]:
     """Short names of the candidates, all different: ``Heat (1995)``, and ``Heat (1995) [2]`` for a second one."""
     stems = [f"{title_text(item)} ({item.year})" if item.year else title_text(item) for item in items]

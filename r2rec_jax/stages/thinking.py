@@ -26,6 +26,7 @@ from r2rec_jax.progress import bar, say
 from r2rec_jax.prompts.answer import parse_completion
 from r2rec_jax.prompts.ranking import render_ranking
 from r2rec_jax.prompts.thought import render_thought, render_thought_completion
+from r2rec_jax.prompts.verbalize import item_name
 from r2rec_jax.prompts.views import ChainView
 from r2rec_jax.sampling.endpoint import Stopped
 from r2rec_jax.stages.rendering import (
@@ -248,7 +249,9 @@ def _make_tokenizer(work: Workspace, written: Written, shown: ChainThoughts | No
                 if thought is not None:
                     texts.append("\n".join([*thought.statements, thought.one_line]))
     texts += [item.title for item in prepared.dataset.items]
-    return train_tokenizer(texts, work.config.backbone.tiny.vocab_size, work.tokenizer_dir)
+    tiny = work.config.backbone.tiny
+    names = [item_name(item) for item in prepared.dataset.items] if tiny.item_tokens else ()
+    return train_tokenizer(texts, tiny.vocab_size, work.tokenizer_dir, words=names)
 
 
 def _lengths(tokenizer: Tokenizer, examples: Sequence[TextExample]) -> dict[str, dict[str, int]]:

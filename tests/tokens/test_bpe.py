@@ -58,3 +58,24 @@ def _env() -> dict[str, str]:
     import os
 
     return {key: value for key, value in os.environ.items() if key != "PYTHONHASHSEED"}
+
+
+def test_words_are_tokens_of_their_own_between_other_characters(tmp_path: Path) -> None:
+    words = ["Heat (1995", "Heat", "The Heat (1995", "A+B [x]", "It's (1990", "Große Fahrt (1953"]
+    tokenizer = train_tokenizer(["Heat and The Heat of 1995"] * 3, 400, tmp_path, words=words)
+    ids = {word: tokenizer.encode(word) for word in words}
+    assert all(len(found) == 1 for found in ids.values()) and len({found[0] for found in ids.values()}) == len(words)
+    for text, expected in {"see The Heat (1995; Drama)": "The Heat (1995", "1. Heat (1995)": "Heat (1995",
+                           "Heat, or not": "Heat", "-A+B [x]-": "A+B [x]"}.items():
+        found = tokenizer.encode(text)
+        assert [one for one in found if [one] in ids.values()] == ids[expected]
+        assert tokenizer.decode(found) == text
+    assert ids["Heat (1995"][0] not in tokenizer.encode("PreHeat (1995) Heat (19953)")
+
+
+def test_words_are_kept_by_transformers(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    text = "12. Heat (1995; Drama)\n- Big (1988): 5, said Big (1988)"
+    tokenizer = train_tokenizer([text], 400, tmp_path, words=["Heat (1995", "Big (1988"])
+    assert AutoTokenizer.from_pretrained(tmp_path)(text, add_special_tokens=False).input_ids == tokenizer.encode(text)

@@ -1,0 +1,126 @@
+"""What the tiny backbone is pretrained on."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from r2rec_jax.config import (
+    BackboneConfig,
+    DataConfig,
+    GraphConfig,
+    MixConfig,
+    PretrainConfig,
+    PromptConfig,
+    TinyConfig,
+    TrainConfig,
+)
+from r2rec_jax.prompts.answer import split_completion
+from r2rec_jax.prompts.verbalize import item_labels, item_name, item_text
+from r2rec_jax.stages.corpus import CHOICE_SIZES, liked_choices, liked_histories, pretraining_texts, training_likes
+from r2rec_jax.stages.prepare import prepare_stage
+from r2rec_jax.stages.run import RunFolder
+from r2rec_jax.stages.thinking import thoughts_stage
+from r2rec_jax.stages.workspace import Workspace
+from tests.synthetic import write_ml100k
+
+ALL = MixConfig(histories=2, choices=2, thoughts=1, prompts=1, examples=1)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    folder = tmp_path_factory.mktemp("corpus")
+    data = write_ml100k(folder / "data")
+    config = TrainConfig(
+        run_dir=str(folder / "run"), data=DataConfig(path=str(data), eval_users=12, validation_users=4, sft_queries=6,
+                                                     rl_queries=4),
+        graph=GraphConfig(chains=1), prompts=PromptConfig(max_tokens=2000),
+        backbone=BackboneConfig(source="tiny", tiny=TinyConfig(vocab_size=500, item_tokens=True)),
+        pretrain=PretrainConfig(steps=10, batch_size=4, max_tokens=512, mix=ALL))
+    with RunFolder.open(config, provenance={}) as run:
+        work = Workspace(run)
+        for stage, function in (("prepare", prepare_stage), ("thoughts", thoughts_stage)):
+            run.claim(stage)
+            run.mark_done(stage, 0.0, function(work))
+        return work
+
+
+def labels(work: Workspace) -> dict[str, int]:
+    return {item_labels([item])[0]: index for index, item in enumerate(work.prepared.dataset.items)}
+
+
+def test_likes_are_training_edges_above_the_threshold_in_order(work: Workspace) -> None:
+    prepared = work.prepared
+    events = prepared.dataset.interactions
+    held_out = {(q.user_idx, q.target) for split in ("test", "validation") for q in prepared.queries[split]}
+    for user, liked in enumerate(training_likes(prepared)):
+        assert not held_out & {(user, int(item)) for item in liked}
+        rows = np.arange(events.offsets[user], events.offsets[user + 1])
+        kept = [row for row in rows if prepared.training[row] and events.rating[row] > 3]
+        assert liked.tolist() == events.item_idx[kept].tolist()
+
+
+def test_a_pass_over_histories_tells_every_like_once(work: Workspace) -> None:
+    by_line = labels(work) | {item_text(item): i for i, item in enumerate(work.prepared.dataset.items)}
+    texts = list(liked_histories(work.prepared, np.random.default_rng(0)))
+    told = Counter(by_line[line] for text in texts for line in text.split("\n"))
+    assert told == Counter(int(i) for liked in training_likes(work.prepared) for i in liked)
+
+
+def test_the_answer_of_a_choice_is_the_next_like_and_the_others_are_unknown_to_the_user(work: Workspace) -> None:
+    index, likes = labels(work), [liked.tolist() for liked in training_likes(work.prepared)]
+    graph, sizes, choices = work.prepared.graph, set(), 0
+    for text in liked_choices(work.prepared, np.random.default_rng(1)):
+        head, *lists = text.split("Candidates:\n")
+        sequence = [index[line.removeprefix("- ")] for line in head.strip().split("\n")[1:]]
+        first = len(sequence)
+        for block in lists:
+            listed = [index[label] for label in re.findall(r"^\d+\. (.*)$", block, re.MULTILINE)]
+            answer = split_completion(block, opened_think=False)[1]
+            sequence.append(index[answer.strip()])
+            sizes.add(len(listed))
+            assert sequence[-1] in listed and len(set(listed)) == len(listed)
+            owners = [u for u, liked in enumerate(likes) if _follows(sequence, liked)]
+            assert owners, "some user liked these in this order"
+            assert any(not set(listed) - {sequence[-1]} & set(graph.items_of(u).tolist()) for u in owners)
+            choices += 1
+        assert first <= 5
+    assert choices > 100 and sizes <= set(range(CHOICE_SIZES[0], CHOICE_SIZES[1] + 1))
+
+
+def _follows(part: list[int], whole: list[int]) -> bool:
+    return any(whole[i:i + len(part)] == part for i in range(len(whole) - len(part) + 1))
+
+
+def test_the_corpus_has_the_tokens_and_shares_that_were_asked_for_and_is_drawn_from_the_seed(work: Workspace) -> None:
+    texts = pretraining_texts(work)
+    total = sum(map(len, texts))
+    assert 10 * 4 * 512 <= total <= 10 * 4 * 512 + 5 * max(map(len, texts))
+    assert texts == pretraining_texts(work)
+    end = work.tokenizer.end_id
+    bos = work.tokenizer.bos_id
+    prompted = sum(len(text) for text in texts if text[0] == bos)
+    assert prompted / total == pytest.approx(3 / 7, abs=0.1)
+    answered = [text for text in texts if text[-1] == end]
+    assert len(answered) < len(texts), "prompts alone have no end"
+
+
+def test_an_item_is_one_token_wherever_it_stands(work: Workspace) -> None:
+    tokenizer = work.tokenizer
+    for item in work.prepared.dataset.items:
+        token = tokenizer.encode(item_name(item))
+        assert len(token) == 1
+        for text in (item_text(item), f"12. {item_text(item)}", f"- {item_labels([item])[0]}: 5",
+                     f"fits {item_labels([item])[0]} best"):
+            ids = tokenizer.encode(text)
+            assert ids.count(token[0]) == 1 and tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize(("shares", "reason"), [({"histories": -1}, "histories must be >= 0"),
+                                                ({"histories": 0, "examples": 0}, "more than 0")])
+def test_impossible_mixes(shares: dict[str, float], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        MixConfig(**shares)
