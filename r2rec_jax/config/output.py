@@ -19,6 +19,11 @@ class EvaluateConfig:
         negatives: whose candidate lists test and validation queries have; null takes those of ``data.negatives``.
         users: how many of the frozen evaluation queries, in file order; null takes all.
         systems: which policies: ``base`` (``pretrained`` for tiny), ``sft``, ``sft+grpo``.
+        method: ``generate`` (*paper*) reads the ranking out of a completion; ``likelihood`` ranks candidates by how
+            likely their lines are after the user's latest likes, which needs no answer format (the paper has no such
+            row; systems are then called ``base-likelihood`` and so on).
+        likelihood: of a line: the ``sum`` of its tokens' log-probabilities, their ``mean``, or the sum minus that of
+            the same line without the user (``prior``). The last two are parts of the system's name.
         temperature, top_p: of the completion (*paper*: 0.6 and 0.9); temperature 0 is greedy.
         max_new_tokens: completion limit in tokens.
         batch_size: prompts decoded together.
@@ -28,6 +33,8 @@ class EvaluateConfig:
     negatives: Literal["uniform", "popularity", "disliked"] | None = None
     users: int | None = None
     systems: Sequence[Literal["base", "sft", "sft+grpo"]] = ("base", "sft", "sft+grpo")
+    method: Literal["generate", "likelihood"] = "generate"
+    likelihood: Literal["sum", "mean", "prior"] = "sum"
     temperature: float = 0.6
     top_p: float = 0.9
     max_new_tokens: int = 1024

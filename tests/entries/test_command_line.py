@@ -112,6 +112,26 @@ def test_evaluate_entry_with_other_negatives(finished, tmp_path, capsys):
         capsys, [*argv, "--split", "sft", "--negatives", "popularity"], evaluate)
 
 
+def test_evaluate_entry_by_likelihood(finished, tmp_path, capsys):
+    from r2rec_jax.evaluate import main as evaluate
+
+    for more, system in (((), "sft-likelihood"), (("--likelihood=prior",), "sft-likelihood-prior")):
+        out = tmp_path / f"{system}.json"
+        argv = ["--run", str(finished), "--checkpoint=sft", "--users=3", "--method=likelihood", *more]
+        assert evaluate([*argv, "--json", str(out)]) == 0
+        (row,) = json.loads(out.read_text())["rows"]
+        assert (row["system"], row["users"], row["valid_rate"]) == (system, 3, 1.0)
+        assert (finished / "evaluate" / f"results-test-{system}.json").exists()
+        file = finished / "evaluate" / f"predictions-test-{system}.jsonl"
+        answers = [json.loads(line) for line in file.read_text().splitlines()]
+        assert all(len(a["ranking"]) == 20 and a["prompt"].endswith(")\n") for a in answers)
+    before = file.read_bytes()
+    assert evaluate(argv) == 0 and file.read_bytes() == before, "answers that are there are not scored again"
+    assert evaluate(["--compare", str(finished), "--json", str(out)]) == 0
+    assert {"sft", "sft-likelihood", "sft-likelihood-prior"} <= {r["system"] for r in
+                                                                 json.loads(out.read_text())["rows"]}
+
+
 def test_recommend_entry(finished, tmp_path, capsys):
     from r2rec_jax.recommend import main as recommend
 
