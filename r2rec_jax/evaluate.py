@@ -4,6 +4,7 @@
     python -m r2rec_jax.evaluate --run runs/quickstart --checkpoint sft --negatives popularity
     python -m r2rec_jax.evaluate --run runs/quickstart --checkpoint grpo --users 50 --temperature 0 --json out.json
     python -m r2rec_jax.evaluate --run runs/quickstart --checkpoint base --method likelihood --likelihood prior
+    python -m r2rec_jax.evaluate --run runs/quickstart --checkpoint grpo --chains swapped
     python -m r2rec_jax.evaluate --endpoint URL --model NAME --run runs/quickstart   # a hosted model
     python -m r2rec_jax.evaluate --compare runs/quickstart runs/baselines/ml-1m      # systems side by side
 """
@@ -49,6 +50,8 @@ def run(argv: Sequence[str] | None = None) -> None:
                         help="likelihood ranks candidates by how likely their lines are after the user's latest likes")
     parser.add_argument("--likelihood", type=Literal["sum", "mean", "prior"] | None, default=None,
                         help="of a line: summed, a token, or minus that of the line without the user")
+    parser.add_argument("--chains", type=Literal["own", "swapped", "none"] | None, default=None,
+                        help="show the chains of another user, or none, to see whether the model uses them")
     parser.add_argument("--temperature", type=float | None, default=None, help="0 is greedy")
     parser.add_argument("--top_p", type=float | None, default=None)
     parser.add_argument("--max_new_tokens", type=int | None, default=None, help="completion limit in tokens")
@@ -68,7 +71,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     run = RunFolder.existing(given.run)
     work = Workspace(RunFolder(run.path, replace(run.config, parallel=given.parallel)))
     start(given.parallel)
-    names = ("split", "negatives", "users", "method", "likelihood", "temperature", "top_p", "max_new_tokens",
+    names = ("split", "negatives", "users", "method", "likelihood", "chains", "temperature", "top_p", "max_new_tokens",
              "batch_size")
     config = replace(work.config.evaluate, **{n: given[n] for n in names if given[n] is not None})
     with company(), ExitStack() as held:

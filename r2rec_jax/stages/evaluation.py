@@ -3,14 +3,15 @@
     <run>/evaluate/predictions-<lists>-<system>.jsonl    one line a user: prompt, raw output, parsed ranking, target
     <run>/evaluate/results-<lists>.json                  the rows, with commit, settings, seeds, hardware
 
-``<lists>`` is the split, followed by the sampler of the negatives where it is not that of ``data.negatives``. Where
-candidates are ranked by likelihood the system's name says so (``sft-likelihood``), and that of the results file.
+``<lists>`` is the split, followed by the sampler of the negatives where it is not that of ``data.negatives``, and by
+``chains-swapped`` or ``chains-none`` where prompts do not show the query's own chains. Where candidates are ranked by
+likelihood the system's name says so (``sft-likelihood``), and that of the results file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -39,6 +40,7 @@ from r2rec_jax.prompts.answer import AnswerForm
 from r2rec_jax.stages.likelihood import likelihood_query, policy_likelihood
 from r2rec_jax.stages.rendering import count_dropped, render_queries
 from r2rec_jax.stages.run import stage_key
+from r2rec_jax.stages.swapped import with_swapped_chains
 from r2rec_jax.stages.thinking import shown_thoughts
 from r2rec_jax.stages.workspace import Workspace
 from r2rec_jax.training.state import stream_key
@@ -69,9 +71,11 @@ def negatives_of(work: Workspace, config: EvaluateConfig) -> Negatives:
 
 
 def lists_name(work: Workspace, config: EvaluateConfig) -> str:
-    """How files call the evaluated lists: ``test``, or ``test-popularity`` when that is not ``data.negatives``."""
+    """How files call what is evaluated: ``test``, ``test-popularity`` when that is not ``data.negatives``,
+    ``test-chains-swapped`` when prompts show other chains than the query's."""
     negatives = negatives_of(work, config)
-    return config.split if negatives == work.config.data.negatives else f"{config.split}-{negatives}"
+    name = config.split if negatives == work.config.data.negatives else f"{config.split}-{negatives}"
+    return name if config.chains == "own" else f"{name}-chains-{config.chains}"
 
 
 def evaluation_queries(work: Workspace, config: EvaluateConfig) -> list[Query]:
@@ -121,10 +125,14 @@ def make_exam(work: Workspace, config: EvaluateConfig) -> Exam:
         longest = max(len(text.asked.prompt_ids) for text in texts)
         return Exam([text.asked for text in texts], lambda name: policy_likelihood(work, name, texts, config), "titles",
                     {"prompts": len(texts), "longest_prompt_tokens": longest})
-    rendered = render_queries(work.prepared, queries, work.config.prompts, work.tokenizer,
-                              shown_thoughts(work, queries))
-    return Exam([r.for_evaluation(work.prepared) for r in rendered], lambda name: make_generate(work, name, config),
-                work.config.prompts.answer.form, count_dropped(rendered))
+    prepared, prompts, counts = work.prepared, work.config.prompts, {}
+    if config.chains == "swapped":
+        prepared, counts["left_out_chains"] = with_swapped_chains(prepared, config.split, work.config.train_seed)
+    if config.chains == "none":
+        prompts = replace(prompts, chains=False)
+    rendered = render_queries(prepared, queries, prompts, work.tokenizer, shown_thoughts(work, queries, prepared))
+    return Exam([r.for_evaluation(prepared) for r in rendered], lambda name: make_generate(work, name, config),
+                prompts.answer.form, count_dropped(rendered) | counts)
 
 
 _GENERATION = ("temperature", "top_p", "max_new_tokens")
@@ -133,6 +141,7 @@ _GENERATION = ("temperature", "top_p", "max_new_tokens")
 def answer_settings(work: Workspace, config: EvaluateConfig) -> dict[str, Any]:
     """The settings that shape an answer."""
     unread = ("method", "likelihood") if config.method == "generate" else _GENERATION
+    unread += ("chains",) if config.chains == "own" else ()
     return {k: v for k, v in as_plain(config).items() if k not in ("systems", "users", *unread)} | {
         "negatives": negatives_of(work, config)}
 
@@ -181,7 +190,7 @@ def _report(work: Workspace, config: EvaluateConfig, exam: Exam,
     edges = _target_edges(work, config)
     rows = [summarize(mine, dataset=c.data.name, negatives=negatives_of(work, config), seed=c.train_seed,
                       split=split_name(c.data.split, config.split), target_edges=edges)
-            | {"split_seed": c.data.split_seed, "candidates": c.data.candidates}
+            | {"split_seed": c.data.split_seed, "candidates": c.data.candidates, "chains": config.chains}
             for mine in predictions.values()]
     for name in predictions:
         _write_ranks(work, config, system_name(work, name) + likelihood_suffix(config))
@@ -216,10 +225,14 @@ def _target_edges(work: Workspace, config: EvaluateConfig) -> dict[str, int]:
 
 
 def _write_ranks(work: Workspace, config: EvaluateConfig, system: str) -> None:
-    """Where every target stood that the system's predictions file has an answer for, for ``evaluate --compare``."""
+    """Where every target stood that the system's predictions file has an answer for, for ``evaluate --compare``.
+
+    With other chains than the query's own it is another exam, and the file's name keeps it out of comparisons.
+    """
     folder = work.run.folder("evaluate")
     answered = read_predictions(folder / f"predictions-{lists_name(work, config)}-{system}.jsonl")
-    write_ranks(folder / f"ranks-{config.split}-{negatives_of(work, config)}-{system}.jsonl",
+    exam = "" if config.chains == "own" else f"chains-{config.chains}-"
+    write_ranks(folder / f"ranks-{exam}{config.split}-{negatives_of(work, config)}-{system}.jsonl",
                 from_predictions(answered, _target_edges(work, config)))
 
 

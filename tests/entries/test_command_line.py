@@ -132,6 +132,27 @@ def test_evaluate_entry_by_likelihood(finished, tmp_path, capsys):
                                                                  json.loads(out.read_text())["rows"]}
 
 
+def test_evaluate_entry_with_other_chains(finished, tmp_path, capsys):
+    from r2rec_jax.evaluate import main as evaluate
+
+    argv = ["--run", str(finished), "--checkpoint=sft", "--users=3"]
+    prompts = {}
+    for chains in ("own", "swapped", "none"):
+        out = tmp_path / f"{chains}.json"
+        assert evaluate([*argv, f"--chains={chains}", "--json", str(out)]) == 0
+        result = json.loads(out.read_text())
+        assert [(row["system"], row["chains"]) for row in result["rows"]] == [("sft", chains)]
+        assert ("left_out_chains" in result["prompts"]) == (chains == "swapped")
+        file = "predictions-test-sft.jsonl" if chains == "own" else f"predictions-test-chains-{chains}-sft.jsonl"
+        answers = [json.loads(line) for line in (finished / "evaluate" / file).read_text().splitlines()]
+        prompts[chains] = {a["query_id"]: re.findall(r"^- target user -.*$", a["prompt"], re.M) for a in answers}
+    assert all(prompts["own"].values()) and not any(prompts["none"].values())
+    assert all(prompts["swapped"][name] != own for name, own in prompts["own"].items())
+    assert evaluate(["--compare", str(finished), "--json", str(out)]) == 0
+    systems = [row["system"] for row in json.loads(out.read_text())["rows"]]
+    assert systems.count("sft") == 1 and not any("chains" in name for name in systems)
+
+
 def test_recommend_entry(finished, tmp_path, capsys):
     from r2rec_jax.recommend import main as recommend
 
