@@ -63,6 +63,29 @@ def test_nothing_is_run_twice(finished, data, capsys):
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
 
 
+def test_what_another_run_has_finished_is_taken_and_nothing_else(finished, data, tmp_path, capsys):
+    """The donor was stopped within GRPO, which is run here, to the same adapter bit for bit."""
+    donor, run = tmp_path / "donor", tmp_path / "run"
+    shutil.copytree(finished, donor)
+    done = json.loads((donor / "stages.json").read_text())
+    (donor / "stages.json").write_text(json.dumps({name: done[name] for name in done if name != "grpo"}))
+    argv = arguments(data, run, "--stages=prepare,thoughts,pretrain,sft,grpo", "--reuse", str(tmp_path / "no"),
+                     str(donor))
+    assert train(argv) == 0
+    said = capsys.readouterr().err
+    assert "no holds no finished stage" in said and "grpo: started" in said
+    assert [f"{stage}: taken from {donor}" in said for stage in done] == [True] * 4 + [False] * 3
+    shutil.rmtree(donor)
+    for stage in ("sft", "grpo"):
+        name = f"{stage}/adapter/adapter_model.safetensors"
+        assert (run / name).read_bytes() == (finished / name).read_bytes()
+    rows = [[{k: v for k, v in json.loads(line).items() if "seconds" not in k}
+             for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (run, finished)]
+    assert sorted(map(str, rows[0])) == sorted(map(str, rows[1]))
+    assert json.loads((run / "stages.json").read_text())["sft"]["reused_from"] == str(donor)
+    assert train(argv) == 0 and capsys.readouterr().err.count("nothing has changed") == 5
+
+
 def test_other_settings_are_refused(finished, data, capsys):
     assert "sft.lr" in refused(capsys, arguments(data, finished, "--sft.lr=0.5"))
 
