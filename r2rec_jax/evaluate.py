@@ -64,7 +64,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     from r2rec_jax.parallel.distributed import company, is_first, on_first, start
     from r2rec_jax.progress import mute
     from r2rec_jax.reporting.terminal import print_breakdowns
-    from r2rec_jax.stages.evaluation import evaluate_run, likelihood_suffix, lists_name
+    from r2rec_jax.stages.evaluation import evaluate_run, evaluation_files
     from r2rec_jax.stages.run import RunFolder
     from r2rec_jax.stages.workspace import Workspace
 
@@ -79,7 +79,7 @@ def run(argv: Sequence[str] | None = None) -> None:
             mute()
         on_first(lambda: held.enter_context(run.locked()))
         result = evaluate_run(work, config, [given.checkpoint],
-                              f"results-{lists_name(work, config)}-{given.checkpoint}{likelihood_suffix(config)}.json")
+                              evaluation_files(work, given.checkpoint, config).results)
     if not is_first():
         return
     print_table(result["rows"], result["what"])

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -76,6 +77,27 @@ def lists_name(work: Workspace, config: EvaluateConfig) -> str:
     negatives = negatives_of(work, config)
     name = config.split if negatives == work.config.data.negatives else f"{config.split}-{negatives}"
     return name if config.chains == "own" else f"{name}-chains-{config.chains}"
+
+
+@dataclass(frozen=True)
+class Files:
+    """What one system's evaluation leaves: answers, ranks, and the result file of a checkpoint evaluated alone."""
+
+    predictions: Path
+    ranks: Path
+    results: Path
+
+
+def evaluation_files(work: Workspace, checkpoint: str, config: EvaluateConfig) -> Files:
+    """Where a checkpoint's evaluation lies; ranks under other chains than the query's own are named so that no
+    comparison takes them for the system's."""
+    folder, lists = work.run.folder("evaluate"), lists_name(work, config)
+    suffix = likelihood_suffix(config)
+    system = system_name(work, checkpoint) + suffix
+    exam = "" if config.chains == "own" else f"chains-{config.chains}-"
+    return Files(folder / f"predictions-{lists}-{system}.jsonl",
+                 folder / f"ranks-{exam}{config.split}-{negatives_of(work, config)}-{system}.jsonl",
+                 folder / f"results-{lists}-{checkpoint}{suffix}.json")
 
 
 def evaluation_queries(work: Workspace, config: EvaluateConfig) -> list[Query]:
@@ -157,7 +179,7 @@ def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig
     trained = "pretrain" if checkpoint == "base" else checkpoint
     source = fingerprint(work.backbone.sha256, checkpoint, stage_key(work.config, trained), settings,
                          jax.default_backend())
-    path = work.run.folder("evaluate") / f"predictions-{lists_name(work, config)}-{system}.jsonl"
+    path = evaluation_files(work, checkpoint, config).predictions
     generate = exam.make_generate(checkpoint)
 
     def draw(rows: Sequence[int], prompts: Sequence[Sequence[int]], told: OnTokens = lambda count: None) -> Completions:
@@ -172,8 +194,8 @@ def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig
             source=source, batch_size=config.batch_size, form=exam.form)
 
 
-def evaluate_run(work: Workspace, config: EvaluateConfig, checkpoints: Sequence[str], file: str) -> dict[str, Any]:
-    """Evaluate checkpoints and write the result file ``<run>/evaluate/<file>``; every process of a run calls it.
+def evaluate_run(work: Workspace, config: EvaluateConfig, checkpoints: Sequence[str], file: Path) -> dict[str, Any]:
+    """Evaluate checkpoints and write the result file; every process of a run calls it.
 
     Returns:
         The result file's contents.
@@ -184,7 +206,7 @@ def evaluate_run(work: Workspace, config: EvaluateConfig, checkpoints: Sequence[
 
 
 def _report(work: Workspace, config: EvaluateConfig, exam: Exam,
-            predictions: dict[str, list[Prediction]], file: str) -> dict[str, Any]:
+            predictions: dict[str, list[Prediction]], file: Path) -> dict[str, Any]:
     """Rows, ranks and comparison of what was answered, written."""
     c = work.config
     edges = _target_edges(work, config)
@@ -193,21 +215,23 @@ def _report(work: Workspace, config: EvaluateConfig, exam: Exam,
             | {"split_seed": c.data.split_seed, "candidates": c.data.candidates, "chains": config.chains}
             for mine in predictions.values()]
     for name in predictions:
-        _write_ranks(work, config, system_name(work, name) + likelihood_suffix(config))
+        files = evaluation_files(work, name, config)  # answers of more users than were asked for now have ranks too
+        write_ranks(files.ranks, from_predictions(read_predictions(files.predictions), edges))
     settings = {k: v for k, v in as_plain(c).items() if k != "parallel"}  # no result depends on it
     result = result_file(
         what(c), rows, fingerprint(settings), note=c.note, prompts=exam.prompts,
         settings=as_plain(config), significance=_compare(predictions), base_sha256=work.backbone.sha256,
         backbone=c.backbone.source)
-    write_json(work.run.folder("evaluate") / file, result)
+    write_json(file, result)
     return result
 
 
 def evaluate_stage(work: Workspace) -> dict[str, Any]:
     """Evaluate the configured systems."""
     config = work.config.evaluate
+    file = f"results-{lists_name(work, config)}{likelihood_suffix(config)}.json"
     return evaluate_run(work, config, [CHECKPOINTS[name] for name in config.systems],
-                        f"results-{lists_name(work, config)}{likelihood_suffix(config)}.json")
+                        work.run.folder("evaluate") / file)
 
 
 def what(config: TrainConfig) -> str:
@@ -222,18 +246,6 @@ def _target_edges(work: Workspace, config: EvaluateConfig) -> dict[str, int]:
     edges = item_edges(prepared.dataset, prepared.training)
     return {prepared.dataset.items[query.target].item_id: int(edges[query.target])
             for query in prepared.queries[config.split]}
-
-
-def _write_ranks(work: Workspace, config: EvaluateConfig, system: str) -> None:
-    """Where every target stood that the system's predictions file has an answer for, for ``evaluate --compare``.
-
-    With other chains than the query's own it is another exam, and the file's name keeps it out of comparisons.
-    """
-    folder = work.run.folder("evaluate")
-    answered = read_predictions(folder / f"predictions-{lists_name(work, config)}-{system}.jsonl")
-    exam = "" if config.chains == "own" else f"chains-{config.chains}-"
-    write_ranks(folder / f"ranks-{exam}{config.split}-{negatives_of(work, config)}-{system}.jsonl",
-                from_predictions(answered, _target_edges(work, config)))
 
 
 def _compare(predictions: dict[str, list[Prediction]]) -> list[dict[str, Any]]:
