@@ -176,6 +176,22 @@ def test_evaluate_entry_with_other_chains(finished, tmp_path, capsys):
     assert systems.count("sft") == 1 and not any("chains" in name for name in systems)
 
 
+def test_shown_thoughts_are_those_of_the_swapped_chains(data, tmp_path):
+    from r2rec_jax.config import EvaluateConfig
+    from r2rec_jax.stages.evaluation import make_exam
+    from r2rec_jax.stages.run import RunFolder
+    from r2rec_jax.stages.workspace import Workspace
+
+    run = tmp_path / "run"
+    assert train(arguments(data, run, "--prompts.thoughts=prompt", "--stages=prepare,thoughts")) == 0
+    work = Workspace(RunFolder.existing(run))
+    own, swapped = ({q.query_id: q.prompt for q in make_exam(work, EvaluateConfig(users=3, chains=chains)).queries}
+                    for chains in ("own", "swapped"))
+    for query_id, prompt in swapped.items():
+        chains = re.findall(r"^- target user -.*$", prompt, re.M)
+        assert chains and prompt.count("  Thought: ") == len(chains) and prompt != own[query_id]
+
+
 def test_recommend_entry(finished, tmp_path, capsys):
     from r2rec_jax.recommend import main as recommend
 
