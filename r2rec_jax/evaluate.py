@@ -50,6 +50,8 @@ def run(argv: Sequence[str] | None = None) -> None:
                         help="likelihood ranks candidates by how likely their lines are after the user's latest likes")
     parser.add_argument("--likelihood", type=Literal["sum", "mean", "prior"] | None, default=None,
                         help="of a line: summed, a token, or minus that of the line without the user")
+    parser.add_argument("--lines", type=Literal["facts", "names"] | None, default=None,
+                        help="items with year and genres, or by their names alone")
     parser.add_argument("--chains", type=Literal["own", "swapped", "none"] | None, default=None,
                         help="show the chains of another user, or none, to see whether the model uses them")
     parser.add_argument("--temperature", type=float | None, default=None, help="0 is greedy")
@@ -71,8 +73,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     run = RunFolder.existing(given.run)
     work = Workspace(RunFolder(run.path, replace(run.config, parallel=given.parallel)))
     start(given.parallel)
-    names = ("split", "negatives", "users", "method", "likelihood", "chains", "temperature", "top_p", "max_new_tokens",
-             "batch_size")
+    names = ("split", "negatives", "users", "method", "likelihood", "lines", "chains", "temperature", "top_p",
+             "max_new_tokens", "batch_size")
     config = replace(work.config.evaluate, **{n: given[n] for n in names if given[n] is not None})
     with company(), ExitStack() as held:
         if not is_first():

@@ -24,6 +24,7 @@ class EvaluateConfig:
             row; systems are then called ``base-likelihood`` and so on).
         likelihood: of a line: the ``sum`` of its tokens' log-probabilities, their ``mean``, or the sum minus that of
             the same line without the user (``prior``). The last two are parts of the system's name.
+        lines: of ``likelihood``: items with their ``facts`` (year, genres), or by their ``names`` alone.
         chains: what chains prompts show, to see whether a model uses them: the query's ``own``, those of another
             user's query (``swapped``), or ``none``, as with ``prompts.chains: false``. The last two are written to
             files of their own and are no systems of ``--compare``.
@@ -38,6 +39,7 @@ class EvaluateConfig:
     systems: Sequence[Literal["base", "sft", "sft+grpo"]] = ("base", "sft", "sft+grpo")
     method: Literal["generate", "likelihood"] = "generate"
     likelihood: Literal["sum", "mean", "prior"] = "sum"
+    lines: Literal["facts", "names"] = "facts"
     chains: Literal["own", "swapped", "none"] = "own"
     temperature: float = 0.6
     top_p: float = 0.9

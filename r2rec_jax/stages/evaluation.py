@@ -143,7 +143,7 @@ def make_exam(work: Workspace, config: EvaluateConfig) -> Exam:
     """The exam of a method: rendered prompts to be completed, or plain texts whose continuations are scored."""
     queries = evaluation_queries(work, config)
     if config.method == "likelihood":
-        texts = [likelihood_query(work.prepared, query, work.tokenizer) for query in queries]
+        texts = [likelihood_query(work.prepared, query, work.tokenizer, config.lines) for query in queries]
         longest = max(len(text.asked.prompt_ids) for text in texts)
         return Exam([text.asked for text in texts], lambda name: policy_likelihood(work, name, texts, config), "titles",
                     {"prompts": len(texts), "longest_prompt_tokens": longest})
@@ -162,7 +162,7 @@ _GENERATION = ("temperature", "top_p", "max_new_tokens")
 
 def answer_settings(work: Workspace, config: EvaluateConfig) -> dict[str, Any]:
     """The settings that shape an answer."""
-    unread = ("method", "likelihood") if config.method == "generate" else _GENERATION
+    unread = ("method", "likelihood", "lines") if config.method == "generate" else _GENERATION
     unread += ("chains",) if config.chains == "own" else ()
     return {k: v for k, v in as_plain(config).items() if k not in ("systems", "users", *unread)} | {
         "negatives": negatives_of(work, config)}

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2rec_jax.config import EvaluateConfig
+from r2rec_jax.data.interactions import Item
 from r2rec_jax.data.queries import Query
 from r2rec_jax.evaluation.protocol import Completions, EvaluationQuery, Generate, OnTokens
 from r2rec_jax.prompts.answer import render_answer
@@ -59,16 +60,22 @@ class LikelihoodQuery:
     lines: tuple[Tokens, ...]
 
 
-def likelihood_query(prepared: Prepared, query: Query, tokenizer: Tokenizer) -> LikelihoodQuery:
+def item_line(item: Item, lines: Literal["facts", "names"]) -> str:
+    """An item as histories list it: ``Heat (1995; Action)`` or ``Heat (1995)``, and the line's end."""
+    return f"{item_text(item) if lines == 'facts' else item_labels([item])[0]}\n"
+
+
+def likelihood_query(prepared: Prepared, query: Query, tokenizer: Tokenizer,
+                     lines: Literal["facts", "names"] = "facts") -> LikelihoodQuery:
     """The latest likes before the target, oldest first, and the candidates' lines."""
     data = prepared.dataset
     items = [data.items[i] for i in query.candidates]
-    text = "".join(f"{item_text(data.items[i])}\n" for i, _ in reversed(prepared.liked(query, LIKES_A_TEXT)))
+    text = "".join(item_line(data.items[i], lines) for i, _ in reversed(prepared.liked(query, LIKES_A_TEXT)))
     asked = EvaluationQuery(
         query_id=query.query_id, user_id=data.users[query.user_idx].user_id,
         candidates=tuple(item.item_id for item in items), titles=item_labels(items),
         target=query.candidates.index(query.target), prompt=text, prompt_ids=begin(tokenizer, text))
-    return LikelihoodQuery(asked, tuple(tuple(tokenizer.encode(f"{item_text(item)}\n")) for item in items))
+    return LikelihoodQuery(asked, tuple(tuple(tokenizer.encode(item_line(item, lines))) for item in items))
 
 
 def begin(tokenizer: Tokenizer, text: str) -> Tokens:

@@ -1,4 +1,4 @@
-"""Ranking by likelihood: the same whatever a candidate's place, ties against the model, on the texts of pretraining."""
+"""Ranking by likelihood: the same whatever a candidate's place, ties against the model, on histories."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from r2rec_jax.config import DataConfig, GraphConfig, TrainConfig
 from r2rec_jax.evaluation.protocol import EvaluationQuery, judge
 from r2rec_jax.evaluation.ranking import rank_from_scores
-from r2rec_jax.prompts.verbalize import item_text
-from r2rec_jax.stages.corpus import LIKES_A_TEXT, liked_histories
+from r2rec_jax.prompts.verbalize import item_text, title_text
+from r2rec_jax.stages.corpus import LIKES_A_TEXT
 from r2rec_jax.stages.likelihood import (
     LikelihoodQuery,
     Tokens,
     begin,
     best_first,
+    item_line,
     likelihood_generate,
     likelihood_query,
     score_lines,
@@ -99,16 +100,23 @@ def prepared(tmp_path_factory: pytest.TempPathFactory):
     return prepare(TrainConfig(data=data, graph=GraphConfig(chains=1)), folder / "prepared")
 
 
-def test_texts_are_those_of_pretraining(prepared, tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(liked_histories(prepared), 400, tmp_path / "tokenizer")
+@pytest.mark.parametrize("lines", ["facts", "names"])
+def test_texts_are_the_latest_likes(prepared, tmp_path: Path, lines) -> None:
     items = prepared.dataset.items
+    tokenizer = train_tokenizer((item_line(item, "facts") for item in items), 400, tmp_path / "tokenizer")
     for frozen in prepared.queries["test"]:
-        made = likelihood_query(prepared, frozen, tokenizer)
+        made = likelihood_query(prepared, frozen, tokenizer, lines)
         liked = [i for i, rating in prepared.history(frozen) if rating > 3][-LIKES_A_TEXT:]
-        assert made.asked.prompt == "".join(item_text(items[i]) + "\n" for i in liked)
-        assert item_text(items[frozen.target]) + "\n" not in made.asked.prompt
+        assert made.asked.prompt == "".join(item_line(items[i], lines) for i in liked)
+        assert item_line(items[frozen.target], lines) not in made.asked.prompt
         assert made.asked.prompt_ids == (tokenizer.bos_id, *tokenizer.encode(made.asked.prompt))
         for item, line in zip(frozen.candidates, made.lines, strict=True):
-            whole = tokenizer.encode(made.asked.prompt + item_text(items[item]) + "\n")
+            whole = tokenizer.encode(made.asked.prompt + item_line(items[item], lines))
             assert [*made.asked.prompt_ids[1:], *line] == whole, "a line's tokens are those it has within the text"
     assert begin(tokenizer, "") == (tokenizer.bos_id,)
+
+
+def test_lines_are_those_of_prompts(prepared) -> None:
+    item = prepared.dataset.items[0]
+    assert item_line(item, "facts") == f"{item_text(item)}\n"
+    assert item_line(item, "names") == f"{title_text(item)} ({item.year})\n"
