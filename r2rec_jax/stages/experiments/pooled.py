@@ -88,27 +88,43 @@ class Pool:
                 if chains != "own" and (experiment, system, "own") in self._entries]
 
 
-def paired(first: Pooled, second: Pooled) -> list[dict[str, Any]]:
-    """Paired bootstrap of ``first`` minus ``second`` on the (seed, query) pairs of both, for every metric.
+def paired(pairs: Sequence[tuple[Pooled, Pooled]]) -> list[list[dict[str, Any]]]:
+    """Paired bootstraps of the first minus the second, on the (seed, query) pairs of both, for every metric.
+
+    Comparisons on the same answers see the same resamples, which are drawn once.
 
     Raises:
-        ValueError: they ranked other candidates.
+        ValueError: two systems ranked other candidates.
     """
-    keys = sorted(first.records.keys() & second.records.keys())
-    if not keys:
-        return []
+    groups: dict[tuple[Key, ...], list[int]] = {}
+    for number, (first, second) in enumerate(pairs):
+        keys = tuple(sorted(first.records.keys() & second.records.keys()))
+        _refuse_other_candidates(first, second, keys)
+        groups.setdefault(keys, []).append(number)
+    found: list[list[dict[str, Any]]] = [[] for _ in pairs]
+    for keys, numbers in groups.items():
+        if not keys:
+            continue
+        values = [(pairs[n][0].values(keys), pairs[n][1].values(keys)) for n in numbers]
+        users = [pairs[numbers[0]][0].records[key].user_id for key in keys]
+        results = iter(bootstrap_columns(np.concatenate([a - b for a, b in values], axis=1), users=users))
+        for number, (a, b) in zip(numbers, values, strict=True):
+            first, second = pairs[number]
+            found[number] = [
+                {"system": first.system, "minus": second.system, "metric": name, "mean": float(a[:, column].mean()),
+                 "mean_minus": float(b[:, column].mean()), **asdict(next(results)), "pairs": len(keys),
+                 "seeds": sorted({seed for seed, _ in keys}), "experiments": [first.experiment, second.experiment]}
+                for column, name in enumerate(METRICS)]
+    return found
+
+
+def _refuse_other_candidates(first: Pooled, second: Pooled, keys: Sequence[Key]) -> None:
     for key in keys:
         a, b = first.records[key], second.records[key]
         if (a.target, a.candidates_sha) != (b.target, b.candidates_sha):
             raise ValueError(f"compared systems must rank the same candidates; {first.system} of {first.experiment} "
                              f"and {second.system} of {second.experiment} differ for query {key[1]} of seed {key[0]}; "
                              "give their experiments the same data settings")
-    a, b = first.values(keys), second.values(keys)
-    results = bootstrap_columns(a - b, users=[first.records[key].user_id for key in keys])
-    return [{"system": first.system, "minus": second.system, "metric": name, "mean": float(a[:, column].mean()),
-             "mean_minus": float(b[:, column].mean()), **asdict(result), "pairs": len(keys),
-             "seeds": sorted({seed for seed, _ in keys})}
-            for column, (name, result) in enumerate(zip(METRICS, results, strict=True))]
 
 
 def compared(pool: Pool) -> list[dict[str, Any]]:
@@ -117,22 +133,22 @@ def compared(pool: Pool) -> list[dict[str, Any]]:
     for name, entry in pool.main().items():
         stem, likelihood, _ = name.replace("pretrained", "base").partition("-likelihood")
         named.setdefault(stem + likelihood, entry)
-    return [test | {"experiments": [named[a].experiment, named[b].experiment]}
-            for a, b in PAIRS if a in named and b in named for test in paired(named[a], named[b])]
+    found = paired([(named[a], named[b]) for a, b in PAIRS if a in named and b in named])
+    return [test for tests in found for test in tests]
 
 
 def diagnostics(pool: Pool) -> list[dict[str, Any]]:
-    """Systems with other users' chains or none: their metrics, and what they lose against their own chains."""
-    found = []
-    for own, other in pool.others():
-        for chains, entry in (("own", own), (other.chains, other)):
+    """Systems with other users' chains or none, after the same with their own: metrics, and what they lose."""
+    others = pool.others()
+    lost = paired([(other, own) for own, other in others])
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for (own, other), tests in zip(others, lost, strict=True):
+        for entry, own_tests in ((own, []), (other, tests)):
             metrics = ranking_metrics([record.rank for record in entry.records.values()])
-            line = {"experiment": entry.experiment, "system": entry.system, "chains": chains, **_breakdown(entry),
-                    "users": len(entry.records), **{name: metrics[name] for name in METRICS},
-                    "tests": [] if chains == "own" else paired(entry, own)}
-            if line not in found:
-                found.append(line)
-    return found
+            found.setdefault((entry.experiment, entry.system, entry.chains), {
+                "experiment": entry.experiment, "system": entry.system, "chains": entry.chains, **_breakdown(entry),
+                "users": len(entry.records), **{name: metrics[name] for name in METRICS}, "tests": own_tests})
+    return list(found.values())
 
 
 def breakdowns(pool: Pool) -> list[dict[str, Any]]:
