@@ -43,10 +43,11 @@ fi
 if [ -n "$out" ]; then
   mkdir -p "$out" || exit 2
   cp "$results"/evidence_*.json "$out/" 2>/dev/null || echo "no result file yet"
-  left_out=(--exclude=compiled --exclude=tensorboard --exclude=lock)
+  left_out=(--exclude=./compiled --exclude='*/run/tensorboard' --exclude='*/lock')
   # Without its products a finished stage must not be taken for one.
-  [ "$keep" = all ] || left_out+=(--exclude=checkpoints --exclude='*.safetensors' --exclude='predictions-*' \
-    --exclude=prepare --exclude=prepared --exclude=thoughts --exclude=stages.json)
+  [ "$keep" = all ] || left_out+=(--exclude='*/run/*/checkpoints' --exclude='*.safetensors' \
+    --exclude='*/predictions-*' --exclude='*/run/prepare' --exclude='*/run/thoughts' --exclude='*/run/stages.json' \
+    --exclude='./baselines/*/prepared')
   rm -f "$out"/runs.tar.gz.*
   if [ -d "$root" ]; then
     tar -C "$root" "${left_out[@]}" -czf - . | split -b 15m - "$out/runs.tar.gz." || code=1

@@ -1,4 +1,19 @@
-"""A list of experiments: what ``python -m r2rec_jax.experiments LIST.yaml`` runs, evaluates and reports."""
+"""A list of experiments: what ``python -m r2rec_jax.experiments LIST.yaml`` runs, evaluates and reports.
+
+    name: tiny
+    title: A model from scratch
+    what: What is done and why, in a few sentences.
+    config: configs/evidence/tiny.base.yaml
+    seeds: [0, 1, 2]
+    baselines: [popularity, item-knn, ease, sasrec]
+    experiments:
+      - {name: main, why: the recipe, systems: [pretrained, sft, sft+grpo], likelihood: true,
+         diagnostics: [swapped, none], headline: true}
+      - {name: no-sft, why: rewards alone, systems: [grpo], set: {grpo.start: base, grpo.reference: base},
+         reuse: [main], headline: true}
+      - {name: lr-1e-4, why: a search, systems: [sft+grpo], set: {grpo.lr: 1.0e-4, evaluate.users: 200},
+         reuse: [main], split: validation, seeds: [0]}
+"""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_it_stops_at_the_limit_and_goes_on_elsewhere(tmp_path: Path) -> None:
     shutil.move(tmp_path / "out", tmp_path / "earlier")
     shutil.rmtree(tmp_path / "runs")
     again = start(tmp_path, FROM=str(tmp_path / "earlier"))
-    assert again.returncode == 0 and "nothing is left to run" in again.stderr, again.stderr
+    assert again.returncode == 0 and "of 2 tasks 2 are done, 0 have failed" in again.stderr, again.stderr
     assert json.loads((tmp_path / "out" / "evidence_smoke.json").read_text())["rows"] == found["rows"]
     names = archived(tmp_path / "out")
     assert {"done.json", "metrics.jsonl", "completions.txt", "ranks-test-uniform-pretrained.jsonl"} <= names

@@ -56,8 +56,10 @@ def run_list(path: str, results: str, *, only: Sequence[str] = (), seeds: Sequen
     with held(root / "lock", f"{root}", "wait for the other process, or stop it"):
         write()
         wanted = [task for task in tasks if not only or task.name in only]
-        if not nothing and not run_tasks(wanted, write, only_next=only_next, retry=retry):
-            say(f"{asked.name}: nothing is left to run; results in {out}")
+        if not nothing:
+            run_tasks(wanted, write, only_next=only_next, retry=retry)
+    done, failed = (sum(map(bool, found)) for found in zip(*((t.outcome(), t.failure()) for t in wanted), strict=True))
+    say(f"{asked.name}: of {len(wanted)} tasks {done} are done, {failed} have failed; results in {out}")
     return out
 
 

@@ -20,7 +20,8 @@ STOPPED_S = 300
 """How long a process that was asked to stop may take to end its step and save it."""
 
 
-def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bool = False, retry: bool = False) -> int:
+def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bool = False, retry: bool = False
+              ) -> None:
     """Run what is left.
 
     Args:
@@ -29,13 +30,9 @@ def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bo
         only_next: stop after one.
         retry: run those again that have failed.
 
-    Returns:
-        How many tasks were run.
-
     Raises:
         Interrupted: the list or its process was asked to stop; the same command goes on.
     """
-    count = 0
     for place, task in enumerate(tasks, start=1):
         label = f"{task.name}, seed {task.seed} ({place} of {len(tasks)})"
         if task.outcome() is not None:
@@ -48,11 +45,9 @@ def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bo
         reason = run_task(task)
         say(f"{label}: {'done' if reason is None else 'failed'} after {format_duration(time.monotonic() - started)}"
             + (f": {reason}" if reason is not None else ""))
-        count += 1
         after()
         if only_next:
             break
-    return count
 
 
 def run_task(task: Task) -> str | None:
