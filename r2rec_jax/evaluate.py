@@ -3,6 +3,8 @@
     python -m r2rec_jax.evaluate --run runs/quickstart --checkpoint sft
     python -m r2rec_jax.evaluate --run runs/quickstart --checkpoint sft --negatives popularity
     python -m r2rec_jax.evaluate --run runs/quickstart --checkpoint grpo --users 50 --temperature 0 --json out.json
+    python -m r2rec_jax.evaluate --run runs/quickstart --checkpoint base --method likelihood --likelihood prior
+    python -m r2rec_jax.evaluate --run runs/quickstart --checkpoint grpo --chains swapped
     python -m r2rec_jax.evaluate --endpoint URL --model NAME --run runs/quickstart   # a hosted model
     python -m r2rec_jax.evaluate --compare runs/quickstart runs/baselines/ml-1m      # systems side by side
 """
@@ -44,6 +46,14 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--negatives", type=Literal["uniform", "popularity", "disliked"] | None, default=None,
                         help="whose candidate lists; the run's own when not given")
     parser.add_argument("--users", type=int | None, default=None, help="how many of them, in file order")
+    parser.add_argument("--method", type=Literal["generate", "likelihood"] | None, default=None,
+                        help="likelihood ranks candidates by how likely their lines are after the user's latest likes")
+    parser.add_argument("--likelihood", type=Literal["sum", "mean", "prior"] | None, default=None,
+                        help="of a line: summed, a token, or minus that of the line without the user")
+    parser.add_argument("--lines", type=Literal["facts", "names"] | None, default=None,
+                        help="items with year and genres, or by their names alone")
+    parser.add_argument("--chains", type=Literal["own", "swapped", "none"] | None, default=None,
+                        help="show the chains of another user, or none, to see whether the model uses them")
     parser.add_argument("--temperature", type=float | None, default=None, help="0 is greedy")
     parser.add_argument("--top_p", type=float | None, default=None)
     parser.add_argument("--max_new_tokens", type=int | None, default=None, help="completion limit in tokens")
@@ -56,21 +66,22 @@ def run(argv: Sequence[str] | None = None) -> None:
     from r2rec_jax.parallel.distributed import company, is_first, on_first, start
     from r2rec_jax.progress import mute
     from r2rec_jax.reporting.terminal import print_breakdowns
-    from r2rec_jax.stages.evaluation import evaluate_run, lists_name
+    from r2rec_jax.stages.evaluation import evaluate_run, evaluation_files
     from r2rec_jax.stages.run import RunFolder
     from r2rec_jax.stages.workspace import Workspace
 
     run = RunFolder.existing(given.run)
     work = Workspace(RunFolder(run.path, replace(run.config, parallel=given.parallel)))
     start(given.parallel)
-    names = ("split", "negatives", "users", "temperature", "top_p", "max_new_tokens", "batch_size")
+    names = ("split", "negatives", "users", "method", "likelihood", "lines", "chains", "temperature", "top_p",
+             "max_new_tokens", "batch_size")
     config = replace(work.config.evaluate, **{n: given[n] for n in names if given[n] is not None})
     with company(), ExitStack() as held:
         if not is_first():
             mute()
         on_first(lambda: held.enter_context(run.locked()))
         result = evaluate_run(work, config, [given.checkpoint],
-                              f"results-{lists_name(work, config)}-{given.checkpoint}.json")
+                              evaluation_files(work, given.checkpoint, config).results)
     if not is_first():
         return
     print_table(result["rows"], result["what"])

@@ -3,6 +3,7 @@
     python -m r2rec_jax.train                                   the packaged quickstart
     python -m r2rec_jax.train --config configs/tiny.yaml        the development loop, from scratch
     python -m r2rec_jax.train --stages sft,grpo --sft.lr 1e-4   some stages, a setting changed
+    python -m r2rec_jax.train --run_dir runs/b --grpo.lr 1e-5 --reuse runs/a   take everything up to SFT from runs/a
     python -m r2rec_jax.train --config configs/movielens_1m_8b.yaml --plan   only how much memory it would take
     srun python -m r2rec_jax.train --config 8b.yaml --parallel.distributed auto   the same in every process of a run
 """
@@ -42,6 +43,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stages", type=str, default="all", help="comma-separated stages to run, or 'all'")
     parser.add_argument("--overwrite", action="store_true",
                         help="when settings have changed, delete the stages they touch and run them anew")
+    parser.add_argument("--reuse", type=str, nargs="+", default=[], metavar="DIR",
+                        help="other run folders: stages that they have finished under the same settings are copied")
     parser.add_argument("--json", type=str, default=None, metavar="OUT", help="also write the results to this file")
     add_plan_arguments(parser)
     add_train_config(parser)
@@ -56,7 +59,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     from r2rec_jax.parallel.distributed import is_first
     from r2rec_jax.stages.pipeline import run_stages
 
-    results = run_stages(config, stages, overwrite=arguments["overwrite"])
+    results = run_stages(config, stages, overwrite=arguments["overwrite"], reuse=arguments["reuse"])
     if is_first():
         write_json(arguments["json"], results)
 

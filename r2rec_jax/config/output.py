@@ -19,6 +19,15 @@ class EvaluateConfig:
         negatives: whose candidate lists test and validation queries have; null takes those of ``data.negatives``.
         users: how many of the frozen evaluation queries, in file order; null takes all.
         systems: which policies: ``base`` (``pretrained`` for tiny), ``sft``, ``sft+grpo``.
+        method: ``generate`` (*paper*) reads the ranking out of a completion; ``likelihood`` ranks candidates by how
+            likely their lines are after the user's latest likes, which needs no answer format (the paper has no such
+            row; systems are then called ``base-likelihood`` and so on).
+        likelihood: of a line: the ``sum`` of its tokens' log-probabilities, their ``mean``, or the sum minus that of
+            the same line without the user (``prior``). The last two are parts of the system's name.
+        lines: of ``likelihood``: items with their ``facts`` (year, genres), or by their ``names`` alone.
+        chains: what chains prompts show, to see whether a model uses them: the query's ``own``, those of another
+            user's query (``swapped``), or ``none``, as with ``prompts.chains: false``. The last two are written to
+            files of their own and are no systems of ``--compare``.
         temperature, top_p: of the completion (*paper*: 0.6 and 0.9); temperature 0 is greedy.
         max_new_tokens: completion limit in tokens.
         batch_size: prompts decoded together.
@@ -28,6 +37,10 @@ class EvaluateConfig:
     negatives: Literal["uniform", "popularity", "disliked"] | None = None
     users: int | None = None
     systems: Sequence[Literal["base", "sft", "sft+grpo"]] = ("base", "sft", "sft+grpo")
+    method: Literal["generate", "likelihood"] = "generate"
+    likelihood: Literal["sum", "mean", "prior"] = "sum"
+    lines: Literal["facts", "names"] = "facts"
+    chains: Literal["own", "swapped", "none"] = "own"
     temperature: float = 0.6
     top_p: float = 0.9
     max_new_tokens: int = 1024
@@ -37,6 +50,8 @@ class EvaluateConfig:
         check(self.negatives is None or self.split in ("test", "validation"), "evaluate.negatives",
               "null for training queries", self.negatives, "only test and validation queries have several lists")
         check(self.users is None or self.users >= 1, "evaluate.users", ">= 1 or null", self.users)
+        check(self.chains == "own" or self.method == "generate", "evaluate.chains",
+              "own with evaluate.method likelihood", self.chains, "its prompts show no chains")
         check(self.temperature >= 0, "evaluate.temperature", ">= 0", self.temperature)
         check(0 < self.top_p <= 1, "evaluate.top_p", "in (0, 1]", self.top_p)
         check(self.max_new_tokens >= 1, "evaluate.max_new_tokens", ">= 1", self.max_new_tokens)

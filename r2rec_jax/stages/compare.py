@@ -157,14 +157,15 @@ def _language_model(folder: Path) -> list[SystemRun]:
         runs.append(SystemRun(
             system=system, variant=_variant(config, system), folder=str(folder), dataset=config.data.name,
             negatives=negatives, split=split_name(config.data.split, "test"), seed=config.train_seed,
-            split_seed=config.data.split_seed, records=records, prompt=_prompt(config)))
+            split_seed=config.data.split_seed, records=records,
+            prompt=None if "-likelihood" in system else _prompt(config)))
     return runs
 
 
 def _variant(config: TrainConfig, system: str) -> str:
     """Fingerprint of the settings that decide what a system is, its seeds apart."""
     plain = as_plain(config)
-    trained = _TRAINED_BY.get(system)
+    trained = _TRAINED_BY.get(system.partition("-likelihood")[0])
     waiting, settings = [trained or "thoughts"], {}
     while waiting:
         stage = waiting.pop()

@@ -3,14 +3,17 @@
     <run>/evaluate/predictions-<lists>-<system>.jsonl    one line a user: prompt, raw output, parsed ranking, target
     <run>/evaluate/results-<lists>.json                  the rows, with commit, settings, seeds, hardware
 
-``<lists>`` is the split, followed by the sampler of the negatives where it is not that of ``data.negatives``.
+``<lists>`` is the split, followed by the sampler of the negatives where it is not that of ``data.negatives``, and by
+``chains-swapped`` or ``chains-none`` where prompts do not show the query's own chains. Where candidates are ranked by
+likelihood the system's name says so (``sft-likelihood``), and that of the results file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,8 +37,11 @@ from r2rec_jax.evaluation.significance import compare
 from r2rec_jax.evaluation.tables import result_file
 from r2rec_jax.files import write_json
 from r2rec_jax.parallel.distributed import follow, is_first, leading, on_first
-from r2rec_jax.stages.rendering import RenderedQuery, count_dropped, render_queries
+from r2rec_jax.prompts.answer import AnswerForm
+from r2rec_jax.stages.likelihood import likelihood_query, policy_likelihood
+from r2rec_jax.stages.rendering import count_dropped, render_queries
 from r2rec_jax.stages.run import stage_key
+from r2rec_jax.stages.swapped import with_swapped_chains
 from r2rec_jax.stages.thinking import shown_thoughts
 from r2rec_jax.stages.workspace import Workspace
 from r2rec_jax.training.state import stream_key
@@ -53,15 +59,45 @@ def system_name(work: Workspace, checkpoint: str) -> str:
     return checkpoint
 
 
+def likelihood_suffix(config: EvaluateConfig) -> str:
+    """What systems ranked by likelihood are called beyond their checkpoint: ``-likelihood``, ``-likelihood-mean``."""
+    if config.method == "generate":
+        return ""
+    return "-likelihood" if config.likelihood == "sum" else f"-likelihood-{config.likelihood}"
+
+
 def negatives_of(work: Workspace, config: EvaluateConfig) -> Negatives:
     """The sampler whose candidate lists are evaluated."""
     return config.negatives or work.config.data.negatives
 
 
 def lists_name(work: Workspace, config: EvaluateConfig) -> str:
-    """How files call the evaluated lists: ``test``, or ``test-popularity`` when that is not ``data.negatives``."""
+    """How files call what is evaluated: ``test``, ``test-popularity`` when that is not ``data.negatives``,
+    ``test-chains-swapped`` when prompts show other chains than the query's."""
     negatives = negatives_of(work, config)
-    return config.split if negatives == work.config.data.negatives else f"{config.split}-{negatives}"
+    name = config.split if negatives == work.config.data.negatives else f"{config.split}-{negatives}"
+    return name if config.chains == "own" else f"{name}-chains-{config.chains}"
+
+
+@dataclass(frozen=True)
+class Files:
+    """What one system's evaluation leaves: answers, ranks, and the result file of a checkpoint evaluated alone."""
+
+    predictions: Path
+    ranks: Path
+    results: Path
+
+
+def evaluation_files(work: Workspace, checkpoint: str, config: EvaluateConfig) -> Files:
+    """Where a checkpoint's evaluation lies; ranks under other chains than the query's own are named so that no
+    comparison takes them for the system's."""
+    folder, lists = work.run.folder("evaluate"), lists_name(work, config)
+    suffix = likelihood_suffix(config)
+    system = system_name(work, checkpoint) + suffix
+    exam = "" if config.chains == "own" else f"chains-{config.chains}-"
+    return Files(folder / f"predictions-{lists}-{system}.jsonl",
+                 folder / f"ranks-{exam}{config.split}-{negatives_of(work, config)}-{system}.jsonl",
+                 folder / f"results-{lists}-{checkpoint}{suffix}.json")
 
 
 def evaluation_queries(work: Workspace, config: EvaluateConfig) -> list[Query]:
@@ -86,21 +122,65 @@ def make_generate(work: Workspace, checkpoint: str, config: EvaluateConfig) -> G
         key=stream_key(work.config.train_seed, "evaluate", 0))
 
 
-def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig, queries: Sequence[EvaluationQuery]
-                        ) -> list[Prediction]:
+@dataclass(frozen=True)
+class Exam:
+    """What the checkpoints are asked, and how they answer.
+
+    Attributes:
+        queries: the frozen queries, as the evaluation loop takes them.
+        make_generate: a checkpoint -> how it answers.
+        form: of the answers.
+        prompts: counts of the prompts, for the result file.
+    """
+
+    queries: Sequence[EvaluationQuery]
+    make_generate: Callable[[str], Generate]
+    form: AnswerForm
+    prompts: dict[str, int]
+
+
+def make_exam(work: Workspace, config: EvaluateConfig) -> Exam:
+    """The exam of a method: rendered prompts to be completed, or plain texts whose continuations are scored."""
+    queries = evaluation_queries(work, config)
+    if config.method == "likelihood":
+        texts = [likelihood_query(work.prepared, query, work.tokenizer, config.lines) for query in queries]
+        longest = max(len(text.asked.prompt_ids) for text in texts)
+        return Exam([text.asked for text in texts], lambda name: policy_likelihood(work, name, texts, config), "titles",
+                    {"prompts": len(texts), "longest_prompt_tokens": longest})
+    prepared, prompts, counts = work.prepared, work.config.prompts, {}
+    if config.chains == "swapped":
+        prepared, counts["left_out_chains"] = with_swapped_chains(prepared, config.split, work.config.train_seed)
+    if config.chains == "none":
+        prompts = replace(prompts, chains=False)
+    rendered = render_queries(prepared, queries, prompts, work.tokenizer, shown_thoughts(work, queries, prepared))
+    return Exam([r.for_evaluation(prepared) for r in rendered], lambda name: make_generate(work, name, config),
+                prompts.answer.form, count_dropped(rendered) | counts)
+
+
+_GENERATION = ("temperature", "top_p", "max_new_tokens")
+
+
+def answer_settings(work: Workspace, config: EvaluateConfig) -> dict[str, Any]:
+    """The settings that shape an answer."""
+    unread = ("method", "likelihood", "lines") if config.method == "generate" else _GENERATION
+    unread += ("chains",) if config.chains == "own" else ()
+    return {k: v for k, v in as_plain(config).items() if k not in ("systems", "users", *unread)} | {
+        "negatives": negatives_of(work, config)}
+
+
+def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig, exam: Exam) -> list[Prediction]:
     """Predictions of one checkpoint, resumed from what its file holds already.
 
     All processes decode every batch together; process 0 decides which batches are left, judges and keeps the answers,
     and the others return none.
     """
-    system = system_name(work, checkpoint)
-    settings = {k: v for k, v in as_plain(config).items() if k not in ("systems", "users")} | {
-        "negatives": negatives_of(work, config)}
+    system = system_name(work, checkpoint) + likelihood_suffix(config)
+    settings = answer_settings(work, config)
     trained = "pretrain" if checkpoint == "base" else checkpoint
     source = fingerprint(work.backbone.sha256, checkpoint, stage_key(work.config, trained), settings,
                          jax.default_backend())
-    path = work.run.folder("evaluate") / f"predictions-{lists_name(work, config)}-{system}.jsonl"
-    generate = make_generate(work, checkpoint, config)
+    path = evaluation_files(work, checkpoint, config).predictions
+    generate = exam.make_generate(checkpoint)
 
     def draw(rows: Sequence[int], prompts: Sequence[Sequence[int]], told: OnTokens = lambda count: None) -> Completions:
         return generate(rows, prompts, told)
@@ -110,49 +190,48 @@ def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig
         return []
     with leading(draw) as together:
         return evaluate_system(
-            system, queries, lambda rows, prompts, on_tokens: together(rows, prompts, told=on_tokens), path=path,
-            source=source, batch_size=config.batch_size, form=work.config.prompts.answer.form)
+            system, exam.queries, lambda rows, prompts, on_tokens: together(rows, prompts, told=on_tokens), path=path,
+            source=source, batch_size=config.batch_size, form=exam.form)
 
 
-def evaluate_run(work: Workspace, config: EvaluateConfig, checkpoints: Sequence[str], file: str) -> dict[str, Any]:
-    """Evaluate checkpoints and write the result file ``<run>/evaluate/<file>``; every process of a run calls it.
+def evaluate_run(work: Workspace, config: EvaluateConfig, checkpoints: Sequence[str], file: Path) -> dict[str, Any]:
+    """Evaluate checkpoints and write the result file; every process of a run calls it.
 
     Returns:
         The result file's contents.
     """
-    queries = evaluation_queries(work, config)
-    rendered = render_queries(work.prepared, queries, work.config.prompts, work.tokenizer,
-                              shown_thoughts(work, queries))
-    asked = [r.for_evaluation(work.prepared) for r in rendered]
-    predictions = {name: evaluate_checkpoint(work, name, config, asked) for name in checkpoints}
-    return on_first(lambda: _report(work, config, rendered, predictions, file))
+    exam = make_exam(work, config)
+    predictions = {name: evaluate_checkpoint(work, name, config, exam) for name in checkpoints}
+    return on_first(lambda: _report(work, config, exam, predictions, file))
 
 
-def _report(work: Workspace, config: EvaluateConfig, rendered: Sequence[RenderedQuery],
-            predictions: dict[str, list[Prediction]], file: str) -> dict[str, Any]:
+def _report(work: Workspace, config: EvaluateConfig, exam: Exam,
+            predictions: dict[str, list[Prediction]], file: Path) -> dict[str, Any]:
     """Rows, ranks and comparison of what was answered, written."""
     c = work.config
     edges = _target_edges(work, config)
     rows = [summarize(mine, dataset=c.data.name, negatives=negatives_of(work, config), seed=c.train_seed,
                       split=split_name(c.data.split, config.split), target_edges=edges)
-            | {"split_seed": c.data.split_seed, "candidates": c.data.candidates}
+            | {"split_seed": c.data.split_seed, "candidates": c.data.candidates, "chains": config.chains}
             for mine in predictions.values()]
     for name in predictions:
-        _write_ranks(work, config, system_name(work, name))
+        files = evaluation_files(work, name, config)  # answers of more users than were asked for now have ranks too
+        write_ranks(files.ranks, from_predictions(read_predictions(files.predictions), edges))
     settings = {k: v for k, v in as_plain(c).items() if k != "parallel"}  # no result depends on it
     result = result_file(
-        what(c), rows, fingerprint(settings), note=c.note, prompts=count_dropped(rendered),
+        what(c), rows, fingerprint(settings), note=c.note, prompts=exam.prompts,
         settings=as_plain(config), significance=_compare(predictions), base_sha256=work.backbone.sha256,
         backbone=c.backbone.source)
-    write_json(work.run.folder("evaluate") / file, result)
+    write_json(file, result)
     return result
 
 
 def evaluate_stage(work: Workspace) -> dict[str, Any]:
     """Evaluate the configured systems."""
     config = work.config.evaluate
+    file = f"results-{lists_name(work, config)}{likelihood_suffix(config)}.json"
     return evaluate_run(work, config, [CHECKPOINTS[name] for name in config.systems],
-                        f"results-{lists_name(work, config)}.json")
+                        work.run.folder("evaluate") / file)
 
 
 def what(config: TrainConfig) -> str:
@@ -167,14 +246,6 @@ def _target_edges(work: Workspace, config: EvaluateConfig) -> dict[str, int]:
     edges = item_edges(prepared.dataset, prepared.training)
     return {prepared.dataset.items[query.target].item_id: int(edges[query.target])
             for query in prepared.queries[config.split]}
-
-
-def _write_ranks(work: Workspace, config: EvaluateConfig, system: str) -> None:
-    """Where every target stood that the system's predictions file has an answer for, for ``evaluate --compare``."""
-    folder = work.run.folder("evaluate")
-    answered = read_predictions(folder / f"predictions-{lists_name(work, config)}-{system}.jsonl")
-    write_ranks(folder / f"ranks-{config.split}-{negatives_of(work, config)}-{system}.jsonl",
-                from_predictions(answered, _target_edges(work, config)))
 
 
 def _compare(predictions: dict[str, list[Prediction]]) -> list[dict[str, Any]]:

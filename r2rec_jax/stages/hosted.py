@@ -259,8 +259,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_class_arguments(EndpointConfig, "server", skip={"base_url", "model"})
     given = parse(parser, argv)
     server = EndpointConfig(base_url=given.endpoint, model=given.model, **vars(given.server))
-    overrides = {name: given[name] for name in ("split", "negatives", "users", "temperature", "top_p", "max_new_tokens")
-                 if given[name] is not None}
+    overrides = {"method": "generate", "chains": "own"} | {
+        name: given[name] for name in ("split", "negatives", "users", "temperature", "top_p", "max_new_tokens")
+        if given[name] is not None}
     result = _run_exam(given, server, given.system or given.model, overrides)
     print_table(result["rows"], result["what"])
     write_json(given.json, result)

@@ -18,6 +18,7 @@ from r2rec_jax.config import TrainConfig, as_plain
 from r2rec_jax.files import write_text
 from r2rec_jax.parallel.distributed import company, is_first, on_first, several, start
 from r2rec_jax.progress import format_duration, mute, say
+from r2rec_jax.stages.reuse import reuse_stages
 from r2rec_jax.stages.run import RunFolder, builds_on
 from r2rec_jax.stages.workspace import Workspace
 
@@ -36,8 +37,9 @@ def _stage_functions() -> dict[str, Callable[[Workspace], dict[str, Any]]]:
             "grpo": grpo_stage, "evaluate": evaluate_stage, "export": export_stage}
 
 
-def run_stages(config: TrainConfig, stages: Sequence[str], *, overwrite: bool = False) -> dict[str, Any]:
-    """Run ``stages`` of a run.
+def run_stages(config: TrainConfig, stages: Sequence[str], *, overwrite: bool = False, reuse: Sequence[str] = ()
+               ) -> dict[str, Any]:
+    """Run ``stages`` of a run; those that a run in one of the folders ``reuse`` has finished are copied from there.
 
     Returns:
         {"run_dir", "stages": {stage: result}, "results": result file of the evaluation or None}.
@@ -60,6 +62,7 @@ def run_stages(config: TrainConfig, stages: Sequence[str], *, overwrite: bool = 
             held.enter_context(RunFolder.open(config, provenance=provenance(), overwrite=overwrite))
             write_text(run.path / "config.yaml", yaml.safe_dump(as_plain(config), sort_keys=False))
             say(f"run folder {run.path}" + (f"\n{config.note}" if config.note else ""))
+            reuse_stages(run, stages, reuse)
 
         on_first(open_folder)
         functions = _stage_functions()

@@ -184,11 +184,11 @@ class RunFolder:
         """Whether the stage has finished under the present settings."""
         return self._stages().get(stage, {}).get("key") == stage_key(self.config, stage)
 
-    def mark_done(self, stage: str, seconds: float, result: dict[str, Any]) -> None:
-        """Record that a stage has finished."""
+    def mark_done(self, stage: str, seconds: float, result: dict[str, Any], **more: Any) -> None:
+        """Record that a stage has finished, and what else is to be known of it."""
         done = self._stages()
         done[stage] = {"key": stage_key(self.config, stage), "seconds": round(seconds, 3),
-                       "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "result": result}
+                       "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "result": result, **more}
         write_json(self.path / "stages.json", done)
 
     @contextmanager

@@ -29,6 +29,7 @@ from r2rec_jax.prompts.thought import render_thought, render_thought_completion
 from r2rec_jax.prompts.verbalize import item_name
 from r2rec_jax.prompts.views import ChainView
 from r2rec_jax.sampling.endpoint import Stopped
+from r2rec_jax.stages.prepared import Prepared
 from r2rec_jax.stages.rendering import (
     ChainThoughts,
     RenderedQuery,
@@ -97,13 +98,19 @@ def _store_folder(work: Workspace) -> Iterator[Path]:
         yield folder
 
 
-def write_thoughts(work: Workspace, queries: Sequence[Query]) -> Written:
+def write_thoughts(work: Workspace, queries: Sequence[Query], prepared: Prepared | None = None) -> Written:
     """The thoughts on all chains of ``queries``, out of the store or written now.
+
+    Args:
+        work: the run.
+        queries: whose chains.
+        prepared: the data that knows their chains; None for the run's own.
 
     Raises:
         RuntimeError: a chat server had to be left before the end; what it wrote is in the store.
     """
-    chains = list(dict.fromkeys(c for query in queries for c in distinct_chains(work.prepared, query)))
+    data = prepared or work.prepared
+    chains = list(dict.fromkeys(c for query in queries for c in distinct_chains(data, query)))
     keys = [str(work.config.train_seed)] * len(chains)
     with _store_folder(work) as folder:
         store = ThoughtStore(folder / "thoughts.jsonl")
@@ -123,15 +130,17 @@ def write_thoughts(work: Workspace, queries: Sequence[Query]) -> Written:
     return dict(zip(chains, thoughts, strict=True))
 
 
-def shown_thoughts(work: Workspace, queries: Sequence[Query]) -> ChainThoughts | None:
-    """What ``prompts.thoughts: prompt`` shows with each chain; None under the other settings.
+def shown_thoughts(work: Workspace, queries: Sequence[Query], prepared: Prepared | None = None
+                   ) -> ChainThoughts | None:
+    """What ``prompts.thoughts: prompt`` shows with each chain; None under the other settings. Arguments as
+    :func:`write_thoughts`.
 
     Raises:
         ValueError: the teacher gave up on a chain that a prompt would show.
     """
     if work.config.prompts.thoughts != "prompt":
         return None
-    written = write_thoughts(work, queries)
+    written = write_thoughts(work, queries, prepared)
     missing = sum(thought is None for thought in written.values())
     if missing:
         raise ValueError(f"prompts.thoughts 'prompt' needs a thought for every chain; teacher "

@@ -63,6 +63,30 @@ def test_nothing_is_run_twice(finished, data, capsys):
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
 
 
+@pytest.mark.slow
+def test_what_another_run_has_finished_is_taken_and_nothing_else(finished, data, tmp_path, capsys):
+    """The donor was stopped within GRPO, which is run here, to the same adapter bit for bit."""
+    donor, run = tmp_path / "donor", tmp_path / "run"
+    shutil.copytree(finished, donor)
+    done = json.loads((donor / "stages.json").read_text())
+    (donor / "stages.json").write_text(json.dumps({name: done[name] for name in done if name != "grpo"}))
+    argv = arguments(data, run, "--stages=prepare,thoughts,pretrain,sft,grpo", "--reuse", str(tmp_path / "no"),
+                     str(donor))
+    assert train(argv) == 0
+    said = capsys.readouterr().err
+    assert "no holds no finished stage" in said and "grpo: started" in said
+    assert [f"{stage}: taken from {donor}" in said for stage in done] == [True] * 4 + [False] * 3
+    shutil.rmtree(donor)
+    for stage in ("sft", "grpo"):
+        name = f"{stage}/adapter/adapter_model.safetensors"
+        assert (run / name).read_bytes() == (finished / name).read_bytes()
+    rows = [[{k: v for k, v in json.loads(line).items() if "seconds" not in k}
+             for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (run, finished)]
+    assert sorted(map(str, rows[0])) == sorted(map(str, rows[1]))
+    assert json.loads((run / "stages.json").read_text())["sft"]["reused_from"] == str(donor)
+    assert train(argv) == 0 and capsys.readouterr().err.count("nothing has changed") == 5
+
+
 def test_other_settings_are_refused(finished, data, capsys):
     assert "sft.lr" in refused(capsys, arguments(data, finished, "--sft.lr=0.5"))
 
@@ -110,6 +134,65 @@ def test_evaluate_entry_with_other_negatives(finished, tmp_path, capsys):
         assert set(answer["candidates"]) != set(lines[0][query_id]["candidates"])
     assert "evaluate.negatives must be null for training queries" in refused(
         capsys, [*argv, "--split", "sft", "--negatives", "popularity"], evaluate)
+
+
+@pytest.mark.slow
+def test_evaluate_entry_by_likelihood(finished, tmp_path, capsys):
+    from r2rec_jax.evaluate import main as evaluate
+
+    for more, system in (((), "sft-likelihood"), (("--likelihood=prior",), "sft-likelihood-prior")):
+        out = tmp_path / f"{system}.json"
+        argv = ["--run", str(finished), "--checkpoint=sft", "--users=3", "--method=likelihood", *more]
+        assert evaluate([*argv, "--json", str(out)]) == 0
+        (row,) = json.loads(out.read_text())["rows"]
+        assert (row["system"], row["users"], row["valid_rate"]) == (system, 3, 1.0)
+        assert (finished / "evaluate" / f"results-test-{system}.json").exists()
+        file = finished / "evaluate" / f"predictions-test-{system}.jsonl"
+        answers = [json.loads(line) for line in file.read_text().splitlines()]
+        assert all(len(a["ranking"]) == 20 and a["prompt"].endswith(")\n") for a in answers)
+    before = file.read_bytes()
+    assert evaluate(argv) == 0 and file.read_bytes() == before, "answers that are there are not scored again"
+    assert evaluate(["--compare", str(finished), "--json", str(out)]) == 0
+    assert {"sft", "sft-likelihood", "sft-likelihood-prior"} <= {r["system"] for r in
+                                                                 json.loads(out.read_text())["rows"]}
+
+
+@pytest.mark.slow
+def test_evaluate_entry_with_other_chains(finished, tmp_path, capsys):
+    from r2rec_jax.evaluate import main as evaluate
+
+    argv = ["--run", str(finished), "--checkpoint=sft", "--users=3"]
+    prompts = {}
+    for chains in ("own", "swapped", "none"):
+        out = tmp_path / f"{chains}.json"
+        assert evaluate([*argv, f"--chains={chains}", "--json", str(out)]) == 0
+        result = json.loads(out.read_text())
+        assert [(row["system"], row["chains"]) for row in result["rows"]] == [("sft", chains)]
+        assert ("left_out_chains" in result["prompts"]) == (chains == "swapped")
+        file = "predictions-test-sft.jsonl" if chains == "own" else f"predictions-test-chains-{chains}-sft.jsonl"
+        answers = [json.loads(line) for line in (finished / "evaluate" / file).read_text().splitlines()]
+        prompts[chains] = {a["query_id"]: re.findall(r"^- target user -.*$", a["prompt"], re.M) for a in answers}
+    assert all(prompts["own"].values()) and not any(prompts["none"].values())
+    assert all(prompts["swapped"][name] != own for name, own in prompts["own"].items())
+    assert evaluate(["--compare", str(finished), "--negatives=uniform", "--json", str(out)]) == 0
+    systems = [row["system"] for row in json.loads(out.read_text())["rows"]]
+    assert systems.count("sft") == 1 and not any("chains" in name for name in systems)
+
+
+def test_shown_thoughts_are_those_of_the_swapped_chains(data, tmp_path):
+    from r2rec_jax.config import EvaluateConfig
+    from r2rec_jax.stages.evaluation import make_exam
+    from r2rec_jax.stages.run import RunFolder
+    from r2rec_jax.stages.workspace import Workspace
+
+    run = tmp_path / "run"
+    assert train(arguments(data, run, "--prompts.thoughts=prompt", "--stages=prepare,thoughts")) == 0
+    work = Workspace(RunFolder.existing(run))
+    own, swapped = ({q.query_id: q.prompt for q in make_exam(work, EvaluateConfig(users=3, chains=chains)).queries}
+                    for chains in ("own", "swapped"))
+    for query_id, prompt in swapped.items():
+        chains = re.findall(r"^- target user -.*$", prompt, re.M)
+        assert chains and prompt.count("  Thought: ") == len(chains) and prompt != own[query_id]
 
 
 def test_recommend_entry(finished, tmp_path, capsys):

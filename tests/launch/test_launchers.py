@@ -61,7 +61,7 @@ def _shellcheck() -> str:
 
 
 def test_scripts_pass_shellcheck_and_can_be_run() -> None:
-    assert [path.name for path in SCRIPTS] == ["gpu_bench.sh", "run.sh", "slurm.sh", "tpu_vm.sh"]
+    assert [path.name for path in SCRIPTS] == ["gpu_bench.sh", "gpu_evidence.sh", "run.sh", "slurm.sh", "tpu_vm.sh"]
     subprocess.run([_shellcheck(), *SCRIPTS], check=True)
     assert all(os.access(path, os.X_OK) for path in SCRIPTS)
 

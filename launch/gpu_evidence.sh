@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# A list of experiments on a GPU, within a limit in minutes; start it again and it goes on where it stopped.
+#
+#   launch/gpu_evidence.sh                     on a machine with one GPU and the extra [cuda] or [cuda13]
+#   MINUTES=25 OUT=/some/folder launch/gpu_evidence.sh --only main --seeds 0
+#
+# LIST       the list                          (configs/evidence/smollm2.yaml)
+# MINUTES    that it may take; a step that is under way is ended and saved, which takes some seconds more    (60)
+# RESULTS    folder of the result files        (results)
+# OUT        folder for what must outlive the machine: the result files, and the runs in runs.tar.gz.aa, .ab, ...
+# KEEP       of the runs: small (results, ranks, metrics, logs, completions to read: enough for the report), or all
+#            (checkpoints, adapters and predictions too: enough to go on elsewhere)    (small)
+# FROM       OUT of an earlier start, unpacked first where the list has no runs yet
+# PYTHON     interpreter                       (.venv/bin/python)
+#
+# Further arguments go to python -m r2rec_jax.experiments. Exit code 0: nothing is left; 75: the limit came first; else
+# the program's own.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 2
+list=${LIST:-configs/evidence/smollm2.yaml} minutes=${MINUTES:-60} results=${RESULTS:-results} out=${OUT:-}
+keep=${KEEP:-small} from=${FROM:-} python=${PYTHON:-.venv/bin/python}
+refuse() { echo "error: $1" >&2; exit 2; }
+[[ $minutes =~ ^[0-9]+([.][0-9]+)?$ ]] || refuse "MINUTES must be a number; got '$minutes'"
+[[ $keep == small || $keep == all ]] || refuse "KEEP must be small or all; got '$keep'"
+root=$("$python" -c 'import sys
+from r2rec_jax.stages.cli import run_entry
+from r2rec_jax.stages.experiments.plan import read_list, root_of
+sys.exit(run_entry(lambda argv: print(root_of(read_list(argv[0]))), sys.argv[1:]))' "$list") || exit 2
+
+if [ -n "$from" ] && [ ! -d "$root" ]; then
+  mkdir -p "$root"
+  cat "$from"/runs.tar.gz.* | tar -C "$root" -xzf - || refuse "FROM must hold runs.tar.gz.*; $from has none or damaged"
+fi
+
+timeout --signal=TERM --kill-after=120 "$(awk "BEGIN { print $minutes * 60 }")" \
+  "$python" -m r2rec_jax.experiments "$list" --results "$results" "$@"
+code=$?
+if [ $code -eq 124 ]; then
+  echo "stopped at the limit of $minutes minutes; start it again to go on"
+  code=75
+fi
+
+if [ -n "$out" ]; then
+  mkdir -p "$out" || exit 2
+  cp "$results"/evidence_*.json "$out/" 2>/dev/null || echo "no result file yet"
+  left_out=(--exclude=./compiled --exclude='*/run/tensorboard' --exclude='*/lock')
+  # Without its products a finished stage must not be taken for one.
+  [ "$keep" = all ] || left_out+=(--exclude='*/run/*/checkpoints' --exclude='*.safetensors' \
+    --exclude='*/predictions-*' --exclude='*/run/prepare' --exclude='*/run/thoughts' --exclude='*/run/stages.json' \
+    --exclude='./baselines/*/prepared')
+  rm -f "$out"/runs.tar.gz.*
+  if [ -d "$root" ]; then
+    tar -C "$root" "${left_out[@]}" -czf - . | split -b 15m - "$out/runs.tar.gz." || code=1
+  fi
+fi
+exit $code

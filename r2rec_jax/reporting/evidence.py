@@ -1,0 +1,265 @@
+"""``EVIDENCE.md``: what the result files of lists of experiments say, for readers who have not seen the paper.
+
+Every table is made from the files and names negatives, split, seeds and users. What people read out of them stands in
+``<list>.md`` beside the list file and is put under the tables as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from r2rec_jax.evaluation.comparison import ALPHA
+from r2rec_jax.reporting.comparison import listed, position_rates, position_stretches, probability
+
+Entry = Mapping[str, Any]
+
+METRICS = {"hr@1": "HitRatio@1", "hr@3": "HitRatio@3", "ndcg@3": "NDCG@3"}
+RATES = {"valid_rate": "valid", "order_copying_rate": "order copied", "tokens_per_answer": "tokens"}
+CHAINS = {"own": "its own", "swapped": "another user's", "none": "none"}
+EDGE = 5
+"""The first and the last 1/EDGE of GRPO's steps are compared."""
+
+INTRODUCTION = """# Evidence
+
+A recommender is asked which of 20 items a person chose next: the true one and 19 others. A language model answers in
+words; what is counted is where it puts the true item. This document is made by
+`python -m r2rec_jax.experiments --report` from the files `results/evidence_*.json`; only the sections called *Reading*
+are written by hand.
+
+- **HitRatio@1**: share of people whose true item comes first (guessing: .05); **HitRatio@3**: among the first three
+  (.15); **NDCG@3**: as HitRatio@3, but second and third place count less. An answer that cannot be read is a miss.
+- **valid**: share of answers that can be read. A model that merely learns the form of an answer gains here.
+- **order copied**: share of answers that only repeat the order of the list.
+- **base** (**pretrained** for a model trained from scratch): the model before either stage. **sft**: after learning
+  from written examples (supervised fine-tuning). **sft+grpo**: then trained by rewards on its own answers. **grpo**:
+  trained by rewards without the examples. Two rewards are added: R_rank for the place of the true item, R_step for the
+  number of reasoning statements.
+- **-likelihood**: the same model, but the candidates are ranked by how likely their lines are after the person's latest
+  likes. No form of answer can be learned or missed, so this row shows what the model knows. The paper has no such row.
+- **chains**: ways through other people's ratings from one liked item to another, shown in the prompt.
+- **negatives**: how the 19 others are drawn. **split**: which of a person's ratings is the true item; for
+  `last-positive` the last one that was liked.
+- **±**: standard deviation over seeds; a seed draws people, candidates and all randomness of training. **p**: how often
+  a difference as large would come from drawing other people (paired bootstrap); below .05 counts as real."""
+
+
+def evidence_report(parts: Sequence[tuple[Entry, str, Mapping[str, str]]]) -> str:
+    """The whole document.
+
+    Args:
+        parts: of each result file: its contents, what was written by hand, and links to its plots (``rewards``,
+            ``hits``), as the document is to have them.
+    """
+    lists = [_list(found, reading.strip(), plots) for found, reading, plots in parts]
+    return "\n\n".join([INTRODUCTION, *lists]) + "\n"
+
+
+def _list(found: Entry, reading: str, plots: Mapping[str, str]) -> str:
+    headline = [row for row in found["rows"] if row["headline"] and row["chains"] == "own"]
+    others = [row for row in found["rows"] if not row["headline"] and row["chains"] == "own"]
+    validation = [row for row in others if "validation" in row["split"] or row["split"] == "last-positive-but-one"]
+    parts = [f"## {found['title']}", found["what"], "### What was run", run_table(found)]
+    if headline:
+        parts += ["### Main results", result_table(headline)]
+    if found["significance"]:
+        parts += ["### Are the differences real?", _conditions(found), test_table(found["significance"])]
+        parts += [ratio_line(found)] * bool(ratio_line(found))
+    if found["curves"]:
+        parts += ["### Training by rewards", "Means over the training prompts of a step, mean and spread over seeds.",
+                  reward_table(found["curves"]), reward_lines(found["curves"]),
+                  f"![Rewards, KL, entropy, length and order copying of every GRPO step]({plots['rewards']})"]
+    if found["breakdowns"]:
+        parts += ["### Where do the hits come from?", *_breakdowns(found),
+                  f"![HitRatio@1 by popularity and by place of the true item]({plots['hits']})"]
+    test_rows = [row for row in others if row not in validation]
+    if test_rows:
+        parts += ["### Other experiments", result_table(test_rows, by_experiment=True)]
+    if validation:
+        parts += ["### Searches, judged on validation queries", result_table(validation, by_experiment=True)]
+    if reading:
+        parts += ["### Reading", reading]
+    return "\n\n".join([*parts, _origin(found)])
+
+
+def run_table(found: Entry) -> str:
+    """The experiments, what they change, and how far each has come."""
+    lines = []
+    for experiment in [*found["experiments"], {"name": "baselines", "why": "classical models on the same candidates",
+                                               "set": {}}]:
+        own = [entry for entry in found["status"] if entry["experiment"] == experiment["name"]]
+        if not own:
+            continue
+        changed = ", ".join(f"`{name}: {value}`" for name, value in experiment["set"].items()) or "-"
+        status = {kind: [entry["seed"] for entry in own if entry["status"] == kind]
+                  for kind in ("done", "failed", "not run")}
+        told = "; ".join(f"{kind}: {listed(seeds)}" for kind, seeds in status.items() if seeds)
+        reasons = dict.fromkeys(entry["reason"] for entry in own if "reason" in entry)
+        hours = sum(entry.get("seconds", 0) for entry in own) / 3600
+        lines.append([experiment["name"], experiment["why"], changed,
+                      "; ".join([told, *reasons]), f"{hours:.2f}"])
+    return table(["experiment", "what it is to show", "settings changed", "seeds", "hours of the last start"], lines,
+                 right=1)
+
+
+def result_table(rows: Sequence[Entry], *, by_experiment: bool = False) -> str:
+    """Systems, mean ± standard deviation over seeds; the best of each metric is bold."""
+    groups: dict[tuple[str, ...], list[Entry]] = {}
+    for row in rows:
+        key = (row["experiment"], row["system"], row["negatives"], row["split"])
+        groups.setdefault(key, []).append(row)
+    best = {name: max(_mean(own, name) for own in groups.values()) for name in METRICS}
+    lines = []
+    for (experiment, system, negatives, split), own in groups.items():
+        cells = [spread(own, name, bold=_mean(own, name) >= best[name] - 1e-12) for name in METRICS]
+        written = [row for row in own if row["method"] == "generate"]
+        cells += [spread(written, name, ".1f" if name == "tokens_per_answer" else ".3f") for name in RATES]
+        users = sorted({row["users"] for row in own})
+        lines.append([*([experiment] if by_experiment else []), system, *cells, negatives, split,
+                      listed(sorted(row["seed"] for row in own)), listed(users)])
+    head = [*(["experiment"] if by_experiment else []), "system", *METRICS.values(), *RATES.values(), "negatives",
+            "split", "seeds", "users a seed"]
+    return table(head, lines, right=len(head) - 1 - by_experiment)
+
+
+def test_table(tests: Sequence[Entry]) -> str:
+    """Differences between systems of the main table."""
+    lines = []
+    for test in tests:
+        real = test["p"] < ALPHA
+        verdict = "no" if not real else "yes, better" if test["difference"] > 0 else "yes, worse"
+        lines.append([f"{test['system']} minus {test['minus']}", METRICS[test["metric"]], f"{test['mean']:.3f}",
+                      f"{test['mean_minus']:.3f}", _difference(test), probability(test["p"]), verdict,
+                      str(test["users"]), str(test["pairs"]), listed(test["seeds"])])
+    return table(["difference", "metric", "first", "second", "difference [95% interval]", "p", "real?", "people",
+                  "answers", "seeds"], lines, right=9)
+
+
+def ratio_line(found: Entry) -> str:
+    """The paper's headline: how many times the base's HitRatio@1."""
+    lines = []
+    for test in found["significance"]:
+        base = test["minus"] in ("base", "pretrained", "base-likelihood", "pretrained-likelihood")
+        if test["metric"] == "hr@1" and base and test["system"] == "sft+grpo":
+            times = f"{test['mean'] / test['mean_minus']:.2f} times" if test["mean_minus"] else "no multiple of"
+            lines.append(f"sft+grpo has {times} the HitRatio@1 of {test['minus']}")
+    return "; ".join(lines) + (" (the paper: 2.3 times its base)." if lines else "")
+
+
+def reward_edges(curves: Sequence[Entry], name: str) -> list[tuple[float, float]]:
+    """(mean of the first, of the last fifth of the steps) of every seed's curve that has the value."""
+    return [(float(np.mean(values[:size])), float(np.mean(values[-size:]))) for curve in curves if name in curve
+            for values in (curve[name],) for size in (max(1, len(values) // EDGE),)]
+
+
+def reward_table(curves: Sequence[Entry]) -> str:
+    """First and last fifth of GRPO, mean ± standard deviation over seeds."""
+    names = {"reward_rank": "R_rank", "reward_step": "R_step", "kl": "KL", "entropy": "entropy",
+             "completion_tokens": "tokens", "copied_order": "order copied", "valid": "valid"}
+    lines = []
+    for experiment, own in _by_experiment(curves).items():
+        for label, place in (("first fifth", 0), ("last fifth", 1)):
+            cells = [_spread([edge[place] for edge in reward_edges(own, name)],
+                             ".1f" if name == "completion_tokens" else ".3f") for name in names]
+            lines.append([experiment, own[0]["system"], label, *cells, str(max(curve["steps"][-1] for curve in own)),
+                          listed(sorted(curve["seed"] for curve in own))])
+    return table(["experiment", "system", "steps", *names.values(), "of steps", "seeds"], lines, right=9)
+
+
+def reward_lines(curves: Sequence[Entry]) -> str:
+    """What rose: a reward that rises through its step part alone is no success."""
+    lines = []
+    for experiment, own in _by_experiment(curves).items():
+        rank, step = (float(np.mean([last - first for first, last in reward_edges(own, name)]))
+                      for name in ("reward_rank", "reward_step"))
+        said = f"- {experiment} ({own[0]['system']}), first to last fifth: R_rank {rank:+.3f}, R_step {step:+.3f}"
+        if step > 0 >= rank:
+            said += "; **the reward rose through R_step alone, which is no success**"
+        lines.append(said + ".")
+    return "\n".join(lines)
+
+
+def _breakdowns(found: Entry) -> list[str]:
+    rows = found["breakdowns"]
+    stretches = position_stretches(rows)
+    places = [[row["system"], *(_rate(rate) for rate in position_rates(row, stretches)), probability(row["position_p"])]
+              for row in rows]
+    parts = [_conditions(found) + " HitRatio@1 by the true item's place in the list (p: could the rates be equal?):",
+             table(["system", *(f"{low} to {high}" for low, high in stretches), "p"], places, right=5)]
+    counted = [row for row in rows if row["by_popularity"]]
+    if counted:
+        buckets = max((row["by_popularity"] for row in counted), key=len)
+        lines = [[row["system"], *(_rate(bucket["hr@1"]) for bucket in row["by_popularity"])] for row in counted]
+        parts += ["HitRatio@1 by how often the true item was rated in training (equal numbers of people):",
+                  table(["system", *("{} to {}".format(*b["edges"]) for b in buckets)], lines, right=len(buckets))]
+    if found["diagnostics"]:
+        parts += ["The same model with other chains in its prompts. If another user's chains do as well as its own, it "
+                  "does not use what they say:", chains_table(found["diagnostics"])]
+    return parts
+
+
+def chains_table(diagnostics: Sequence[Entry]) -> str:
+    """Own, foreign and no chains, and the test of what is lost."""
+    lines = []
+    for entry in diagnostics:
+        test = next((t for t in entry["tests"] if t["metric"] == "hr@1"), None)
+        lost = ["-"] * 3 if test is None else [_difference(test), probability(test["p"]), listed(test["seeds"])]
+        lines.append([entry["experiment"], entry["system"], CHAINS[entry["chains"]],
+                      *(f"{entry[name]:.3f}" for name in METRICS), *lost, str(entry["users"])])
+    return table(["experiment", "system", "chains", *METRICS.values(), "HitRatio@1 against its own", "p", "seeds",
+                  "answers"], lines, right=7)
+
+
+def spread(rows: Sequence[Entry], name: str, form: str = ".3f", *, bold: bool = False) -> str:
+    """Mean ± standard deviation over the rows that have a value; ``-`` where none has."""
+    text = _spread([row[name] for row in rows if name in row], form)
+    return f"**{text}**" if bold else text
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]], *, right: int) -> str:
+    """A Markdown table whose last ``right`` columns are flush right."""
+    rule = ["---"] * (len(head) - right) + ["---:"] * right
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+                     for line in (head, rule, *lines))
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    if not values:
+        return "-"
+    mean = format(float(np.mean(values)), form)
+    return mean if len(values) == 1 else f"{mean} ± {format(float(np.std(values, ddof=1)), form)}"
+
+
+def _mean(rows: Sequence[Entry], name: str) -> float:
+    return float(np.mean([row[name] for row in rows]))
+
+
+def _difference(test: Entry) -> str:
+    return f"{test['difference']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]"
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _by_experiment(curves: Sequence[Entry]) -> dict[str, list[Entry]]:
+    groups: dict[str, list[Entry]] = {}
+    for curve in curves:
+        groups.setdefault(curve["experiment"], []).append(curve)
+    return groups
+
+
+def _conditions(found: Entry) -> str:
+    rows = [row for row in found["rows"] if row["headline"]]
+    sets = {name: listed(sorted({row[name] for row in rows})) for name in ("dataset", "negatives", "split", "seed",
+                                                                          "users")}
+    return (f"{sets['dataset']}, {sets['negatives']} negatives, split {sets['split']}, seeds {sets['seed']} together, "
+            f"{sets['users']} users a seed.")
+
+
+def _origin(found: Entry) -> str:
+    commits = dict.fromkeys(run["commit"][:12] + (" with changes" if run["dirty"] else "") for run in found["runs"])
+    return (f"*`evidence_{found['name']}.json`, {found['created']}; runs of commit {', '.join(commits)} on "
+            f"{found['hardware']}.*")

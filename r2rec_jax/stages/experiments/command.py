@@ -1,0 +1,106 @@
+"""What ``python -m r2rec_jax.experiments`` does: run a list and keep its result file up to date, or report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from r2rec_jax.config.experiments import BASELINES, ExperimentList
+from r2rec_jax.files import held, read_json, write_json, write_text
+from r2rec_jax.progress import say
+from r2rec_jax.reporting.evidence import evidence_report
+from r2rec_jax.reporting.evidence_plots import plot_hits, plot_rewards
+from r2rec_jax.stages.experiments.gathering import gather
+from r2rec_jax.stages.experiments.plan import Task, Trial, baseline_tasks, read_list, root_of, trials_of
+from r2rec_jax.stages.experiments.running import run_tasks
+
+
+def run_list(path: str, results: str, *, only: Sequence[str] = (), seeds: Sequence[int] = (), only_next: bool = False,
+             retry: bool = False, nothing: bool = False) -> Path:
+    """Run what is left of a list; its result file is written anew at the start and after each task.
+
+    Args:
+        path: the list file.
+        results: folder of the result files.
+        only: names of experiments, and ``baselines``; all when empty.
+        seeds: instead of the list's; the result file keeps those of the list as well.
+        only_next: stop after one task.
+        retry: run those again that have failed.
+        nothing: only write the result file.
+
+    Returns:
+        The result file's path; it is not there before the first evaluation.
+
+    Raises:
+        BadInput: the list, a name or a setting is wrong.
+        ValueError: the list is being run by another process.
+    """
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # the accelerator's memory is for the processes that train
+    asked = read_list(path)
+    _check_names(asked, only)
+    chosen = trials_of(asked, seeds or None)
+    trials = list({trial.folder: trial for trial in [*trials_of(asked), *chosen]}.values()) if seeds else chosen
+    baselines = baseline_tasks(asked, trials)
+    tasks: list[Task] = [*chosen, *baseline_tasks(asked, chosen)]
+    out = Path(results).expanduser() / f"evidence_{asked.name}.json"
+
+    def write() -> None:
+        _write(asked, trials, baselines, Path(path), out)
+
+    root = root_of(asked)
+    root.mkdir(parents=True, exist_ok=True)
+    with held(root / "lock", f"{root}", "wait for the other process, or stop it"):
+        write()
+        wanted = [task for task in tasks if not only or task.name in only]
+        if not nothing:
+            run_tasks(wanted, write, only_next=only_next, retry=retry)
+    done, failed = (sum(map(bool, found)) for found in zip(*((t.outcome(), t.failure()) for t in wanted), strict=True))
+    say(f"{asked.name}: of {len(wanted)} tasks {done} are done, {failed} have failed; results in {out}")
+    return out
+
+
+def _check_names(asked: ExperimentList, only: Sequence[str]) -> None:
+    names = [experiment.name for experiment in asked.experiments] + [BASELINES]
+    unknown = [name for name in only if name not in names]
+    if unknown:
+        raise ValueError(f"--only must name experiments of the list, among {', '.join(names)}; got "
+                         f"{', '.join(unknown)}")
+
+
+def _write(asked: ExperimentList, trials: Sequence[Trial], baselines: Sequence[Task], path: Path, out: Path) -> None:
+    found = gather(asked, trials, baselines, path)
+    if found is not None:
+        write_json(out, found)
+
+
+def report(results: str, out: str) -> None:
+    """Write the report of all result files, and two plots a file beside them.
+
+    Raises:
+        ValueError: there is no result file, or one is damaged.
+    """
+    folder, target = Path(results).expanduser(), Path(out).expanduser()
+    files = sorted(folder.glob("evidence_*.json"))
+    if not files:
+        raise ValueError(f"--report needs result files evidence_<name>.json; {folder} has none; run a list first")
+    parts: list[tuple[dict[str, Any], str, dict[str, str]]] = []
+    for file in files:
+        found = read_json(file, "run its list again")
+        plots = {}
+        if found["curves"]:
+            plots["rewards"] = plot_rewards(found, file.with_name(f"{file.stem}_rewards.png"))
+        if found["breakdowns"]:
+            plots["hits"] = plot_hits(found, file.with_name(f"{file.stem}_hits.png"))
+        reading = Path(found["list"]).with_suffix(".md")
+        parts.append((found, reading.read_text(encoding="utf-8") if reading.exists() else "",
+                      {name: _linked(path, target.parent) for name, path in plots.items()}))
+    write_text(target, evidence_report(parts))
+    say(f"report: {target}, from {', '.join(file.name for file in files)}")
+
+
+def _linked(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

@@ -1,0 +1,41 @@
+"""GRPO's curves out of a run's ``metrics.jsonl``, in as many points as a plot can show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from r2rec_jax.reporting.plots import read_metrics
+from r2rec_jax.stages.experiments.plan import Trial
+
+POINTS = 100
+"""Longest curve; of longer ones the means of equal stretches are kept."""
+
+CURVES = ("reward", "reward_rank", "reward_step", "kl", "entropy", "completion_tokens", "copied_order", "valid",
+          "truncated")
+
+
+def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
+    """The curves of a trial's GRPO as far as it has come; none where it has no GRPO.
+
+    Returns:
+        ``[{"experiment", "system", "seed", "steps": [...], "reward_rank": [...], ...}]``; a step stands for the stretch
+        that ends with it.
+    """
+    path = trial.config.run_dir + "/metrics.jsonl"
+    try:
+        rows = [row for row in read_metrics(path) if row.get("stage") == "grpo"]
+    except FileNotFoundError:
+        return []
+    if not rows:
+        return []
+    parts = np.array_split(np.arange(len(rows)), min(POINTS, len(rows)))
+    curve: dict[str, Any] = {
+        "experiment": trial.name, "system": "sft+grpo" if trial.config.grpo.start == "sft" else "grpo",
+        "seed": trial.seed, "steps": [rows[part[-1]]["step"] for part in parts]}
+    for name in CURVES:
+        if all(isinstance(row.get(name), int | float) for row in rows):
+            values = np.array([row[name] for row in rows], np.float64)
+            curve[name] = [round(float(values[part].mean()), 5) for part in parts]
+    return [curve]

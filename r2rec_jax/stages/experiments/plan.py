@@ -1,0 +1,212 @@
+"""From a list file to trials: every experiment with every seed, its settings resolved before anything runs.
+
+    <root>/<experiment>/seed-<k>/run/            the run folder of ``python -m r2rec_jax.train``
+    <root>/<experiment>/seed-<k>/log.txt         what the process said
+    <root>/<experiment>/seed-<k>/task.json       what it was asked
+    <root>/<experiment>/seed-<k>/done.json       what it has left, when it came to its end
+    <root>/<experiment>/seed-<k>/failed.json     why it did not
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from r2rec_jax.config import STAGES, TrainConfig, as_plain, fingerprint
+from r2rec_jax.config.experiments import BASELINES, Experiment, ExperimentList
+from r2rec_jax.files import read_json
+from r2rec_jax.stages.baselines import BaselineConfig
+from r2rec_jax.stages.cli import BadInput, add_train_config, make_parser, one_line, parse_train_config
+from r2rec_jax.stages.run import builds_on
+
+_PRODUCED_BY = {"base": "pretrain", "sft": "sft", "grpo": "grpo"}
+
+
+@dataclass(frozen=True)
+class Exam:
+    """One evaluation of a trial.
+
+    Attributes:
+        checkpoint: whose policy.
+        method: how it answers.
+        chains: what chains its prompts show.
+    """
+
+    checkpoint: str
+    method: str = "generate"
+    chains: str = "own"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process does, and the folder that remembers it.
+
+    Attributes:
+        name: of the experiment, or ``baselines``.
+        seed: of the run.
+        folder: where its log and its outcome lie.
+        order: what the process is told, JSON-ready.
+    """
+
+    name: str
+    seed: int
+    folder: Path
+    order: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Identity of what is asked for."""
+        return fingerprint(dict(self.order))
+
+    def outcome(self) -> Mapping[str, Any] | None:
+        """What the process left when it came to its end; None when it has not, or was asked for something else."""
+        return self._read("done.json")
+
+    def failure(self) -> str | None:
+        """Why it failed, in one line; None when it did not."""
+        failed = self._read("failed.json")
+        return None if failed is None else failed["reason"]
+
+    def _read(self, name: str) -> Mapping[str, Any] | None:
+        path = self.folder / name
+        found = read_json(path, "delete the file to run the experiment again") if path.exists() else {}
+        return found if found.get("key") == self.key else None
+
+
+@dataclass(frozen=True)
+class Trial(Task):
+    """An experiment with one seed.
+
+    Attributes:
+        experiment: of the list.
+        config: its settings, this seed's.
+        exams: its evaluations.
+    """
+
+    experiment: Experiment
+    config: TrainConfig
+    exams: tuple[Exam, ...]
+
+
+def read_list(path: str | Path) -> ExperimentList:
+    """A list file.
+
+    Raises:
+        BadInput: no such file, or not a list of experiments (says why).
+    """
+    from jsonargparse import ArgumentError
+
+    try:
+        plain = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise BadInput(f"the list must be a YAML file; {path}: {one_line(str(error))}") from None
+    if not isinstance(plain, dict):
+        raise BadInput(f"the list must be a YAML file with a name, a title and experiments; {path} is none")
+    known = Experiment.__dataclass_fields__  # jsonargparse drops what a dataclass within a list does not have
+    for entry in plain.get("experiments") or ():
+        unknown = sorted(map(str, entry.keys() - known.keys())) if isinstance(entry, dict) else []
+        if unknown:
+            raise BadInput(f"{path}: an experiment has {', '.join(known)}; got {', '.join(unknown)}")
+    parser = make_parser("r2rec_jax.experiments", "")
+    parser.add_class_arguments(ExperimentList, as_group=False)
+    try:
+        made = parser.instantiate(parser.parse_object(plain))
+    except ArgumentError as error:
+        raise BadInput(f"{path}: {one_line(str(error))}") from None
+    return ExperimentList(**{name: made[name] for name in ExperimentList.__dataclass_fields__})
+
+
+def root_of(asked: ExperimentList) -> Path:
+    """Folder of all runs of a list."""
+    return Path(asked.root or f"runs/evidence/{asked.name}").expanduser()
+
+
+def trials_of(asked: ExperimentList, seeds: Sequence[int] | None = None) -> list[Trial]:
+    """Every experiment with every seed, in the order of the list.
+
+    Args:
+        asked: the list.
+        seeds: instead of those of the list and of its experiments.
+
+    Raises:
+        BadInput: an experiment's settings are no valid configuration, or lack a system (names the experiment).
+    """
+    trials = []
+    for experiment in asked.experiments:
+        for seed in seeds if seeds is not None else experiment.seeds or asked.seeds:
+            folder = root_of(asked) / experiment.name / f"seed-{seed}"
+            config = _resolve(asked, experiment, seed, folder / "run")
+            checkpoints = [_checkpoint(experiment, config, system) for system in experiment.systems]
+            exams = [Exam(name) for name in checkpoints]
+            exams += [Exam(name, "likelihood") for name in checkpoints if experiment.likelihood]
+            exams += [Exam(checkpoints[-1], chains=chains) for chains in experiment.diagnostics]
+            order = {
+                "kind": "trial", "config": as_plain(config), "stages": list(needed_stages(config, checkpoints)),
+                "reuse": [str(root_of(asked) / name / f"seed-{seed}" / "run") for name in experiment.reuse],
+                "split": experiment.split, "exams": [vars(exam) for exam in exams]}
+            trials.append(Trial(experiment.name, seed, folder, order, experiment, config, tuple(exams)))
+    return trials
+
+
+def baseline_tasks(asked: ExperimentList, trials: Sequence[Trial]) -> list[Task]:
+    """The classical models on every draw of candidates, with the data of the first trial that uses it."""
+    tasks: dict[int, Task] = {}
+    for trial in trials if asked.baselines else ():
+        seed, config = trial.config.data.split_seed, baseline_config(asked, trial)
+        order = {"kind": BASELINES, "data": as_plain(config.data), "models": list(config.models), "seeds": [seed],
+                 "out": config.out}
+        tasks.setdefault(seed, Task(BASELINES, seed, root_of(asked) / BASELINES / f"task-{seed}", order))
+    return list(tasks.values())
+
+
+def baseline_config(asked: ExperimentList, trial: Trial) -> BaselineConfig:
+    """The classical models on a trial's candidates."""
+    out = asked.baselines_out or str(root_of(asked) / BASELINES)
+    return BaselineConfig(data=trial.config.data, models=tuple(asked.baselines), seeds=(trial.config.data.split_seed,),
+                          out=out, results=None)
+
+
+def needed_stages(config: TrainConfig, checkpoints: Sequence[str]) -> tuple[str, ...]:
+    """The stages that these checkpoints rest on, in the order of the recipe."""
+    waiting, needed = [_PRODUCED_BY[name] for name in checkpoints], set()
+    while waiting:
+        stage = waiting.pop()
+        needed.add(stage)
+        waiting += builds_on(config, stage)
+    return tuple(stage for stage in STAGES if stage in needed)
+
+
+def _resolve(asked: ExperimentList, experiment: Experiment, seed: int, run_dir: Path) -> TrainConfig:
+    own = {"run_dir": str(run_dir), "train_seed": seed,
+           "data.split_seed": seed if asked.split_seed is None else asked.split_seed}
+    settings = {**asked.set, **experiment.set}
+    taken = sorted(settings.keys() & own.keys())
+    if taken:
+        raise BadInput(f"experiment {experiment.name}: {', '.join(taken)} must not be set; seeds and root decide it")
+    parser = make_parser("r2rec_jax.experiments", "")
+    add_train_config(parser)
+    flags = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+             for name, value in (settings | own).items()]
+    try:
+        config = parse_train_config(parser, ["--config", asked.config, *flags])[0]
+    except ValueError as error:
+        raise BadInput(f"experiment {experiment.name}: {one_line(str(error))}") from None
+    frozen = config.data.eval_users if experiment.split == "test" else config.data.validation_users
+    if not 1 <= (config.evaluate.users or frozen) <= frozen:
+        raise BadInput(f"experiment {experiment.name}: evaluate.users must be in 1..{frozen}, the {experiment.split} "
+                       f"queries; got {config.evaluate.users}; set it, or data.eval_users and data.validation_users")
+    return config
+
+
+def _checkpoint(experiment: Experiment, config: TrainConfig, system: str) -> str:
+    final = "sft+grpo" if config.grpo.start == "sft" else "grpo"
+    names = {"base": "base", "pretrained": "base", "sft": "sft", final: "grpo"}
+    if system not in names or (system == "pretrained" and config.backbone.source != "tiny"):
+        raise BadInput(f"experiment {experiment.name}: systems must be among {', '.join(names)} with grpo.start "
+                       f"{config.grpo.start} and backbone {config.backbone.source}; got {system}")
+    return names[system]

@@ -1,0 +1,101 @@
+"""A list of experiments end to end: stopped, killed, gone on with, one failing; results, report and completions."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from r2rec_jax.experiments import main as experiments
+from tests.stages.smoke import write_list
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(path: Path, results: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "r2rec_jax.experiments", str(path), "--results", str(results)], cwd=ROOT, text=True,
+        stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def wait_for(log: Path, text: str) -> None:
+    deadline = time.monotonic() + 120
+    while not (log.exists() and text in log.read_text()):
+        assert time.monotonic() < deadline, f"{text!r} did not come in {log}"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_list_is_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+                                  ) -> None:
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    path, results, runs = write_list(tmp_path), tmp_path / "results", tmp_path / "runs"
+    log = runs / "main" / "seed-0" / "log.txt"
+    stopped = start(path, results)
+    wait_for(log, "prepare: started")
+    stopped.terminate()
+    assert "stopped by SIGTERM; run the same command again to go on" in stopped.communicate(timeout=60)[1]
+    assert stopped.returncode == 0 and not (runs / "main" / "seed-0" / "failed.json").exists()
+    killed = start(path, results)
+    wait_for(log, "pretrain: started")
+    killed.send_signal(signal.SIGKILL)
+    killed.wait(10)
+
+    plain = yaml.safe_load(path.read_text())
+    plain["experiments"][2]["set"]["prompts.max_tokens"] = 40
+    path.write_text(yaml.safe_dump(plain))
+    argv = [str(path), "--results", str(results)]
+    capfd.readouterr()
+    assert experiments([*argv, "--next"]) == 0
+    assert "main, seed 0 (1 of 4): done" in capfd.readouterr().err
+    file = results / "evidence_smoke.json"
+    assert {row["experiment"] for row in json.loads(file.read_text())["rows"]} == {"main"}
+    assert experiments(argv) == 0
+    said = capfd.readouterr().err
+    assert "search, seed 0 (3 of 4): failed" in said and "prompts.max_tokens" in said
+    check_results(json.loads(file.read_text()))
+
+    before = file.read_bytes()
+    assert experiments(argv) == 0 and "failed before and is left out" in capfd.readouterr().err
+    rows = [json.loads(content)["rows"] for content in (before, file.read_bytes())]
+    assert rows[0] == rows[1], "nothing was run again"
+    assert "pretrain: taken from" in (runs / "no-sft" / "seed-0" / "log.txt").read_text()
+    assert (runs / "main" / "seed-0" / "completions.txt").read_text().count("--- completion") == 8
+    assert experiments(["--report", "--results", str(results), "--out", str(tmp_path / "EVIDENCE.md")]) == 0
+    report = (tmp_path / "EVIDENCE.md").read_text()
+    assert "failed: 0" in report and all((tmp_path / link).stat().st_size > 10_000 for link in (
+        "results/evidence_smoke_rewards.png", "results/evidence_smoke_hits.png"))
+
+
+def check_results(found: dict) -> None:
+    rows = {(row["experiment"], row["system"], row["chains"]): row for row in found["rows"]}
+    names = ["pretrained", "sft", "sft+grpo"]
+    assert set(rows) == {
+        *(("main", name + suffix, "own") for name in names for suffix in ("", "-likelihood")),
+        ("main", "sft+grpo", "swapped"), ("main", "sft+grpo", "none"), ("no-sft", "grpo", "own"),
+        ("baselines", "popularity", "own"), ("baselines", "item-knn", "own")}
+    assert all(row["users"] == 8 and row["split_seed"] == 0 for row in rows.values())
+    assert {(test["system"], test["minus"]) for test in found["significance"]} >= {
+        ("sft+grpo", "sft"), ("sft", "pretrained"), ("sft+grpo", "grpo"), ("sft+grpo", "popularity")}
+    assert {curve["system"] for curve in found["curves"]} == {"sft+grpo", "grpo"}
+    assert all(len(curve["reward_rank"]) == len(curve["kl"]) == 2 for curve in found["curves"])
+    assert [entry["chains"] for entry in found["diagnostics"]] == ["own", "swapped", "none"]
+    assert {entry["status"] for entry in found["status"]} == {"done", "failed"}
+    assert {"what", "created", "commit", "dirty", "config_sha256", "hardware", "versions"} <= found.keys()
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_list(tmp_path)
+    for argv, reason in (([], "a list must be given"), ([str(tmp_path / "no.yaml")], "no.yaml"),
+                         ([str(path), "--only", "nothing"], "--only must name experiments of the list"),
+                         (["--report", "--results", str(tmp_path)], "needs result files")):
+        assert experiments(argv) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and reason in line

@@ -1,0 +1,62 @@
+"""launch/gpu_evidence.sh with a smoke list: it stops at its limit, goes on elsewhere, and hands over what it must."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.stages.smoke import write_list
+
+SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "gpu_evidence.sh"
+SHORT = [{"name": "main", "systems": ["pretrained"], "headline": True}]
+
+
+def start(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHON": sys.executable, "LIST": str(folder / "smoke.yaml"), "JAX_PLATFORMS": "cpu",
+                                "RESULTS": str(folder / "results"), "OUT": str(folder / "out"), **settings}
+    return subprocess.run([str(SCRIPT), *arguments], capture_output=True, text=True, env=environment, check=False)
+
+
+def archived(out: Path) -> set[str]:
+    parts = sorted(out.glob("runs.tar.gz.*"))
+    with tarfile.open(fileobj=io.BytesIO(b"".join(part.read_bytes() for part in parts))) as archive:
+        return {Path(name).name for name in archive.getnames()}
+
+
+@pytest.mark.slow
+def test_it_stops_at_the_limit_and_goes_on_elsewhere(tmp_path: Path) -> None:
+    write_list(tmp_path, experiments=SHORT, baselines=["popularity"])
+    stopped = start(tmp_path, MINUTES="0.05")
+    assert stopped.returncode == 75, stopped.stderr
+    assert "stopped at the limit of 0.05 minutes" in stopped.stdout and "no result file yet" in stopped.stdout
+    done = start(tmp_path, MINUTES="10", KEEP="all")
+    assert done.returncode == 0 and "main, seed 0 (1 of 2): done" in done.stderr, done.stderr
+    found = json.loads((tmp_path / "out" / "evidence_smoke.json").read_text())
+    assert [row["system"] for row in found["rows"]] == ["pretrained", "popularity"]
+    assert {"stages.json", "model.safetensors", "predictions-test-pretrained.jsonl"} <= archived(tmp_path / "out")
+
+    shutil.move(tmp_path / "out", tmp_path / "earlier")
+    shutil.rmtree(tmp_path / "runs")
+    again = start(tmp_path, FROM=str(tmp_path / "earlier"))
+    assert again.returncode == 0 and "of 2 tasks 2 are done, 0 have failed" in again.stderr, again.stderr
+    assert json.loads((tmp_path / "out" / "evidence_smoke.json").read_text())["rows"] == found["rows"]
+    names = archived(tmp_path / "out")
+    assert {"done.json", "metrics.jsonl", "completions.txt", "ranks-test-uniform-pretrained.jsonl"} <= names
+    assert not names & {"stages.json", "model.safetensors", "predictions-test-pretrained.jsonl", "checkpoints"}
+
+
+@pytest.mark.parametrize(("settings", "reason"), [
+    ({"MINUTES": "soon"}, "MINUTES must be a number"), ({"KEEP": "some"}, "KEEP must be small or all"),
+    ({"LIST": "nowhere.yaml"}, "nowhere.yaml")])
+def test_wrong_settings_are_one_line(tmp_path: Path, settings: dict[str, str], reason: str) -> None:
+    refused = start(tmp_path, **settings)
+    (line,) = refused.stderr.splitlines()
+    assert refused.returncode == 2 and line.startswith("error: ") and reason in line

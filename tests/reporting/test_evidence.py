@@ -1,0 +1,96 @@
+"""The report and the plots: every figure from the file, a reward that rises by its steps alone called what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from r2rec_jax.reporting.evidence import evidence_report, result_table, reward_lines, table
+from r2rec_jax.reporting.evidence_plots import band, plot_hits, plot_rewards
+
+PLACES = [{"number": n, "users": 5, "hr@1": 0.4, "hr@3": 0.6} for n in range(1, 21)]
+BUCKETS = [{"bucket": n, "edges": [n, 9 * n], "users": 20, "hr@1": n / 10, "hr@3": 0.5} for n in range(1, 6)]
+
+
+def row(system: str, seed: int, hit: float, **more: Any) -> dict[str, Any]:
+    return {"system": system, "experiment": "main", "headline": True, "method": "generate", "chains": "own",
+            "seed": seed, "users": 100, "hr@1": hit, "hr@3": hit + 0.1, "ndcg@3": hit + 0.05, "valid_rate": 0.9,
+            "order_copying_rate": 0.1, "tokens_per_answer": 100.0, "dataset": "ml-1m", "negatives": "uniform",
+            "split": "last-positive", **more}
+
+
+def curve(system: str, seed: int, rank: float, step: float, steps: int = 40) -> dict[str, Any]:
+    rise = np.linspace(0, 1, steps)
+    return {"experiment": f"e {system}", "system": system, "seed": seed, "steps": list(range(1, steps + 1)),
+            "reward_rank": (0.3 + rank * rise).tolist(), "reward_step": (0.5 + step * rise).tolist(),
+            "kl": (0.1 * rise).tolist()}
+
+
+@pytest.fixture
+def found() -> dict[str, Any]:
+    test = {"system": "sft+grpo", "minus": "base", "metric": "hr@1", "mean": 0.46, "mean_minus": 0.2,
+            "difference": 0.26, "low": 0.2, "high": 0.3, "p": 0.0002, "users": 150, "draws": 10_000, "pairs": 200,
+            "seeds": [0, 1]}
+    broken = {"by_position": PLACES, "position_p": 0.5, "by_popularity": BUCKETS}
+    return {
+        "name": "x", "title": "A title", "what": "Some prose.", "created": "2026-01-01", "hardware": "a GPU",
+        "rows": [row("base", 0, 0.1), row("base", 1, 0.3), row("sft+grpo", 0, 0.4), row("sft+grpo", 1, 0.52),
+                 row("sft", 0, 0.7, experiment="search", headline=False, split="last-positive-but-one")],
+        "experiments": [{"name": "main", "why": "to see", "set": {"grpo.lr": 0.1}}],
+        "status": [{"experiment": "main", "seed": 0, "status": "done", "seconds": 3600},
+                   {"experiment": "main", "seed": 1, "status": "failed", "reason": "no memory"}],
+        "significance": [test], "curves": [curve("sft+grpo", 0, 0.2, 0.1), curve("sft+grpo", 1, 0.2, 0.1, steps=30),
+                                           curve("grpo", 0, -0.1, 0.3)],
+        "breakdowns": [{"experiment": "main", "system": name, **broken} for name in ("base", "sft+grpo")],
+        "diagnostics": [{"experiment": "main", "system": "sft+grpo", "chains": chains, "users": 200, "hr@1": 0.4,
+                         "hr@3": 0.5, "ndcg@3": 0.45, **broken,
+                         "tests": [] if chains == "own" else [test | {"minus": "sft+grpo"}]}
+                        for chains in ("own", "swapped")],
+        "runs": [{"commit": "abcdef0123456789", "dirty": True}],
+    }
+
+
+def test_the_report_holds_what_the_file_holds(found: dict[str, Any]) -> None:
+    text = evidence_report([(found, "Read **this**.\n", {"rewards": "results/r.png", "hits": "results/h.png"})])
+    for part in ("## A title", "Some prose.", "done: 0; failed: 1; no memory", "`grpo.lr: 0.1`", "0.200 ± 0.141",
+                 "**0.460 ± 0.085**", "+0.260 [+0.200, +0.300]", "yes, better", "2.30 times the HitRatio@1 of base",
+                 "](results/r.png)", "](results/h.png)", "another user's", "### Reading\n\nRead **this**.",
+                 "runs of commit abcdef012345 with changes on a GPU", "seeds 0, 1 together"):
+        assert part in text, part
+    search = text.split("### Searches, judged on validation queries")[1]
+    assert "| search | sft | **0.700**" in search and "last-positive-but-one" in search
+    assert "0.700" not in text.split("### Searches")[0], "a search stands in no other table"
+
+
+def test_a_rise_by_steps_alone_is_no_success(found: dict[str, Any]) -> None:
+    first, second = reward_lines(found["curves"]).splitlines()
+    assert first.startswith("- e sft+grpo") and "no success" not in first
+    assert second.startswith("- e grpo") and "through R_step alone, which is no success" in second
+
+
+def test_tokens_of_scored_lines_are_no_answers() -> None:
+    (line,) = result_table([row("base-likelihood", 0, 0.3, method="likelihood")]).splitlines()[2:]
+    assert line.split(" | ")[4:7] == ["-", "-", "-"]
+
+
+def test_cells_cannot_break_a_table() -> None:
+    assert table(["a", "b"], [["x|y", "1"]], right=1) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |"
+
+
+def test_bands_end_with_the_shortest_seed(found: dict[str, Any]) -> None:
+    steps, values = band(found["curves"][:2], "reward_rank")
+    assert steps.tolist() == list(range(1, 31)) and values.shape == (2, 30)
+    assert values[0, 29] == found["curves"][0]["reward_rank"][29]
+    assert band(found["curves"], "entropy")[1].shape == (0, 0)
+
+
+def test_plots_are_drawn(found: dict[str, Any], tmp_path: Path) -> None:
+    for plot in (plot_rewards, plot_hits):
+        assert plot(found, tmp_path / f"{plot.__name__}.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(ValueError, match="needs curves of GRPO"):
+        plot_rewards(found | {"curves": []}, tmp_path / "none.png")
+    with pytest.raises(ValueError, match="headline experiment"):
+        plot_hits(found | {"breakdowns": [], "diagnostics": []}, tmp_path / "none.png")

@@ -1,0 +1,176 @@
+"""Lists of experiments: read strictly, resolved before anything runs, pooled over seeds, failures in one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from r2rec_jax.config import TrainConfig
+from r2rec_jax.evaluation.ranking import MISS
+from r2rec_jax.evaluation.ranks import RankRecord
+from r2rec_jax.evaluation.significance import paired_bootstrap
+from r2rec_jax.files import write_json
+from r2rec_jax.stages.cli import BadInput
+from r2rec_jax.stages.experiments.plan import baseline_tasks, needed_stages, read_list, trials_of
+from r2rec_jax.stages.experiments.pooled import Pool, breakdowns, compared, diagnostics
+from r2rec_jax.stages.experiments.running import failure_reason, run_tasks
+from r2rec_jax.stages.experiments.worker import alone
+from tests.stages.smoke import write_list
+
+
+def changed(path: Path, number: int, **changes) -> Path:
+    plain = yaml.safe_load(path.read_text())
+    plain["experiments"][number] |= changes
+    path.write_text(yaml.safe_dump(plain))
+    return path
+
+
+def test_trials_are_experiments_with_seeds(tmp_path: Path) -> None:
+    asked = read_list(write_list(tmp_path, seeds=[3, 5]))
+    trials = trials_of(asked)
+    assert [(t.name, t.seed) for t in trials] == [
+        (name, seed) for name in ("main", "no-sft", "search") for seed in (3, 5)]
+    main, alone_ = trials[0], trials[2]
+    assert (main.config.train_seed, main.config.data.split_seed) == (3, 3)
+    assert main.config.lora.rank == 2 and main.config.evaluate.users == 8
+    assert main.folder == tmp_path / "runs" / "main" / "seed-3"
+    assert [(e.checkpoint, e.method, e.chains) for e in main.exams] == [
+        *((name, "generate", "own") for name in ("base", "sft", "grpo")),
+        *((name, "likelihood", "own") for name in ("base", "sft", "grpo")),
+        ("grpo", "generate", "swapped"), ("grpo", "generate", "none")]
+    assert alone_.config.grpo.start == "base" and alone_.order["stages"] == ["prepare", "thoughts", "pretrain", "grpo"]
+    assert alone_.order["reuse"] == [str(tmp_path / "runs" / "main" / "seed-3" / "run")]
+    assert [t.seed for t in trials_of(asked, [7])] == [7, 7, 7]
+    fixed = trials_of(read_list(write_list(tmp_path / "b", seeds=[3, 5], split_seed=1)))
+    assert [(t.config.train_seed, t.config.data.split_seed) for t in fixed[:2]] == [(3, 1), (5, 1)]
+    assert len(baseline_tasks(asked, trials)) == 2 and len(baseline_tasks(asked, fixed)) == 1
+
+
+def test_only_what_a_checkpoint_rests_on_is_trained() -> None:
+    assert needed_stages(TrainConfig(), ["base"]) == ("prepare", "thoughts", "pretrain")
+    assert needed_stages(TrainConfig(), ["grpo"]) == ("prepare", "thoughts", "pretrain", "sft", "grpo")
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"set": {"grpo.learning_rate": 1}}, "experiment main: .*grpo.learning_rate"),
+    ({"set": {"grpo.lr": -1}}, "experiment main: .*grpo.lr must be > 0"),
+    ({"set": {"train_seed": 1}}, "train_seed must not be set"),
+    ({"set": {"evaluate.users": 9}}, r"experiment main: evaluate.users must be in 1..8"),
+    ({"systems": ["grpo"]}, "experiment main: systems must be among base, pretrained, sft, sft\\+grpo"),
+    ({"systems": []}, "systems must be distinct and at least one"),
+    ({"split": "validation"}, "test for a headline"),
+    ({"reuse": ["other"]}, "reuse must be names of the list"),
+    ({"name": "no-sft"}, "experiments must be distinct"),
+    ({"name": "baselines"}, "not 'baselines'"),
+    ({"sets": {}}, "an experiment has name, .*; got sets"),
+])
+def test_a_wrong_list_is_refused_before_anything_runs(tmp_path: Path, change: dict, reason: str) -> None:
+    path = changed(write_list(tmp_path), 0, **change)
+    with pytest.raises(ValueError, match=reason):
+        trials_of(read_list(path))
+
+
+def test_a_list_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    for path in (tmp_path / "list.yaml", tmp_path / "nowhere.yaml"):
+        with pytest.raises(BadInput, match="the list must be a YAML file"):
+            read_list(path)
+
+
+def test_what_is_done_or_failed_belongs_to_what_was_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_list(tmp_path)
+    main, no_sft, search = trials_of(read_list(path))
+    write_json(main.folder / "done.json", {"key": main.key, "left": [], "seconds": 1})
+    write_json(no_sft.folder / "failed.json", {"key": no_sft.key, "reason": "x"})
+    assert main.outcome() and no_sft.failure() == "x" and search.outcome() is None
+    run_tasks([main, no_sft], lambda: pytest.fail("nothing is to be run"))
+    assert "failed before and is left out" in capsys.readouterr().err
+    changed(path, 0, diagnostics=[])
+    again = trials_of(read_list(path))
+    assert again[0].outcome() is None and again[1].failure() == "x"
+
+
+def test_reasons_are_one_line(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("old\nerror: old\n")
+    start = log.stat().st_size
+    with log.open("a") as file:
+        file.write("step 1\nerror: no room\nerror: the loss is not finite\n\n")
+    assert failure_reason(1, log, start) == "the loss is not finite"
+    assert failure_reason(-signal.SIGKILL, log) == "ended by SIGKILL (out of memory?)"
+    log.write_text("Fatal: stack\n  frame 1\n")
+    assert failure_reason(1, log) == "frame 1"
+    log.write_text("")
+    assert failure_reason(3, log) == "exit code 3"
+
+
+def test_a_process_left_behind_is_waited_for(tmp_path: Path) -> None:
+    hold = ("import sys, time; from pathlib import Path; from r2rec_jax.files import held\n"
+            "with held(Path(sys.argv[1]) / 'lock', 'x', 'y'): print('held', flush=True); time.sleep(1.5)")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match="in use by process"), alone(tmp_path, patience_s=0):
+            pass
+        with alone(tmp_path, patience_s=60):
+            assert other.wait(10) == 0
+
+
+def records(skill: float, seed: int, users: int = 30) -> list[RankRecord]:
+    rng = np.random.default_rng(seed)
+    ranks = np.where(rng.random(users) < skill, 1.0, np.where(rng.random(users) < 0.3, MISS, 7.0))
+    return [RankRecord("s", f"q{n}", f"u{n}", f"i{n}", n % 20, rank, rank != MISS, f"{seed}-{n}", n)
+            for n, rank in enumerate(ranks.tolist())]
+
+
+def pool_of(**skills: float) -> Pool:
+    pool = Pool()
+    for seed in (0, 1):
+        for name, skill in skills.items():
+            system, _, chains = name.partition("__")
+            pool.add("main", "main", system.replace("_", "+"), chains or "own", "test", seed, records(skill, seed))
+    return pool
+
+
+def test_tests_pool_the_seeds_and_resample_users() -> None:
+    found = compared(pool_of(pretrained=0.2, sft=0.5, sft_grpo=0.9))
+    assert [(t["system"], t["minus"], t["metric"]) for t in found][::3] == [
+        ("sft+grpo", "sft", "hr@1"), ("sft", "pretrained", "hr@1"), ("sft+grpo", "pretrained", "hr@1")]
+    test = found[0]
+    hits = [[float(r.rank == 1) for seed in (0, 1) for r in records(skill, seed)] for skill in (0.9, 0.5)]
+    expected = paired_bootstrap(*hits, users=[r.user_id for seed in (0, 1) for r in records(0.9, seed)])
+    assert test["difference"] == pytest.approx(expected.difference) and test["users"] == 30 and test["pairs"] == 60
+    assert test["p"] < 0.05 and test["mean"] - test["mean_minus"] == pytest.approx(test["difference"])
+
+
+def test_other_candidates_are_refused() -> None:
+    pool = pool_of(sft=0.5)
+    pool.add("main", "main", "sft+grpo", "own", "test", 0, records(0.9, seed=4))
+    with pytest.raises(ValueError, match=r"sft\+grpo of main and sft of main differ for query q0 of seed 0"):
+        compared(pool)
+
+
+def test_the_first_headline_gives_a_system_and_searches_give_none() -> None:
+    pool = pool_of(sft=0.5)
+    pool.add(None, "more data", "sft", "own", "test", 0, records(0.9, 0))
+    pool.add("later", "later", "sft", "own", "test", 0, records(0.9, 0))
+    pool.add("later", "later", "base", "own", "validation", 0, records(0.9, 0))
+    assert {name: entry.experiment for name, entry in pool.main().items()} == {"sft": "main"}
+    (row,) = breakdowns(pool)
+    assert sum(bucket["users"] for bucket in row["by_popularity"]) == sum(e["users"] for e in row["by_position"]) == 60
+
+
+def test_chains_are_compared_with_the_systems_own() -> None:
+    found = diagnostics(pool_of(sft=0.8, sft__swapped=0.2, sft__none=0.8))
+    assert [entry["chains"] for entry in found] == ["own", "swapped", "none"]
+    assert [len(entry["tests"]) for entry in found] == [0, 3, 3]
+    worse, same = found[1]["tests"][0], found[2]["tests"][0]
+    assert worse["difference"] < -0.3 and worse["p"] < 0.05 and (same["difference"], same["p"]) == (0, 1)

@@ -1,0 +1,54 @@
+"""Chains of other users: every query gets some, never its own user's, never with its target."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r2rec_jax.config import DataConfig, EvaluateConfig, GraphConfig, TrainConfig
+from r2rec_jax.stages.prepare import prepare
+from r2rec_jax.stages.prepared import Prepared
+from r2rec_jax.stages.swapped import donors, with_swapped_chains
+from tests.synthetic import write_ml100k
+
+
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=30), st.integers(0, 5))
+def test_donors_are_a_permutation_without_the_own_user(users: list[int], seed: int) -> None:
+    keys = np.random.default_rng(seed).integers(0, 4, 7).astype(np.uint64)[users]  # equal keys of different users too
+    if 2 * max(map(users.count, users)) > len(users):
+        with pytest.raises(ValueError, match="no user has more than half"):
+            donors(users, keys)
+        return
+    found = donors(users, keys).tolist()
+    assert sorted(found) == list(range(len(users)))
+    assert all(users[query] != users[donor] for query, donor in enumerate(found))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    folder = tmp_path_factory.mktemp("swapped")
+    data = DataConfig(path=str(write_ml100k(folder / "ml")), eval_users=30, validation_users=4, sft_queries=4,
+                      rl_queries=4)
+    return prepare(TrainConfig(data=data, graph=GraphConfig(chains=5)), folder / "prepared")
+
+
+def test_chains_come_from_others_and_never_show_the_target(prepared: Prepared) -> None:
+    swapped, left_out = with_swapped_chains(prepared, "test", seed=0)
+    given = sum(len(prepared.chains_of(query)) for query in prepared.queries["test"])
+    assert left_out > 0, "the data must be small enough for a donor to have rated the target"
+    assert sum(len(swapped.chains_of(query)) for query in prepared.queries["test"]) == given - left_out
+    for query in prepared.queries["test"]:
+        assert swapped.by_id[query.query_id] == query
+        for chain in swapped.chains_of(query):
+            assert chain.user_idx != query.user_idx and query.target not in (chain.item0, chain.item1)
+    for split in ("validation", "sft", "rl"):
+        assert all(swapped.chains_of(q) == prepared.chains_of(q) for q in prepared.queries[split])
+    assert with_swapped_chains(prepared, "test", 0)[0].chains == swapped.chains
+    assert with_swapped_chains(prepared, "test", 1)[0].chains != swapped.chains
+
+
+def test_the_likelihood_has_no_chains_to_swap() -> None:
+    with pytest.raises(ValueError, match=r"evaluate\.chains must be own with evaluate\.method likelihood"):
+        EvaluateConfig(method="likelihood", chains="swapped")
