@@ -16,7 +16,8 @@ class MixConfig:
 
     Attributes:
         histories: what users liked, in the order in which they liked it.
-        choices: the same, and before every like a list of items of which it is one.
+        choices: the same, and before some likes a list of items of which it is one. Their first third are bare lists
+            that are repeated, before anything else is read: copying has to be learned before choosing can be.
         thoughts: rating questions on the chains of SFT queries, with the teacher's thoughts.
         prompts: ranking prompts of SFT and RL queries, without an answer.
         examples: the SFT examples, prompt and completion.

@@ -132,6 +132,28 @@ def random_backbone(
     )
 
 
+def rescaled(backbone: Backbone) -> Backbone:
+    """Random weights scaled for training from scratch, so that embeddings outweigh what fresh layers add.
+
+    Linears of standard deviation 0.02, those that write into the residual stream divided by sqrt(2 L) (GPT-2, Radford
+    et al. 2019); embeddings of 1 / sqrt(D), so that the tied head can be confident from the start.
+    """
+    c = backbone.config
+
+    def scale(path: tuple[Any, ...], value: jax.Array) -> jax.Array:
+        name = tuple(map(str, path))
+        if name == ("embed",):
+            wanted = c.hidden_size**-0.5
+        elif name[-1] == "kernel":
+            wanted = 0.02 * ((2 * c.layers) ** -0.5 if name[-2] in ("o", "down") else 1.0)
+        else:
+            return value
+        return value * (wanted / jnp.std(value.astype(jnp.float32))).astype(value.dtype)
+
+    flat = [(path, variable.replace(scale(path, variable[...]))) for path, variable in nnx.to_flat_state(backbone.base)]
+    return with_base(backbone, nnx.from_flat_state(flat), backbone.source)
+
+
 def with_base(backbone: Backbone, base: nnx.State, source: str) -> Backbone:
     """The same backbone with other weights (after pretraining), hashed anew."""
     return replace(backbone, base=base, source=source, weights_sha256=hash_base(backbone.config, base))

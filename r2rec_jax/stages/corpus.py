@@ -4,6 +4,11 @@ event.
 Kinds of text, each ended by the end token, in the shares of ``pretrain.mix``. A kind is gone through again and again,
 in a new order and with new draws each time, until it has its share of the tokens that the stage reads. One answer a
 prompt is a thin signal for a model that starts from nothing: histories and choices say something with every item.
+What is drawn at random or given (the lists of choices, the prompts of thoughts and examples) is read but not trained.
+
+To choose from a list takes copying out of it. A model of this size that reads choices and histories from the start has
+not learned to copy after a million tokens; after some hundred updates on bare lists it soon does (ARCHITECTURE.md). So
+the corpus is a curriculum: bare lists, lists as answers write them, everything else.
 """
 
 from __future__ import annotations
@@ -15,46 +20,59 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from r2rec_jax.data.interactions import Item
-from r2rec_jax.prompts.answer import render_answer, render_completion
+from r2rec_jax.prompts.answer import ANSWER, render_answer
 from r2rec_jax.prompts.templates import wording
 from r2rec_jax.prompts.thought import render_thought, render_thought_completion
-from r2rec_jax.prompts.verbalize import item_labels, item_text
+from r2rec_jax.prompts.verbalize import item_labels, item_name, item_text
 from r2rec_jax.stages.prepared import Prepared
 from r2rec_jax.stages.rendering import distinct_chains, render_queries
 from r2rec_jax.stages.thinking import read_examples, shown_thoughts, write_thoughts
 from r2rec_jax.stages.workspace import Workspace
+from r2rec_jax.training.pretrain import Text
 
 LIKES_A_TEXT = 20
 SHARE_WITH_FACTS = 0.25
-CHOICE_SIZES = (4, 12)
+CHOICE_SIZES = (1, 20)
 """Fewest and most items of a choice."""
 SHOWN_BEFORE_CHOICES = 5
+CHOICES_A_TEXT = 2
+BARE, LISTED = 0.15, 0.2
+"""Shares of the tokens of choices that are lists: names alone, and lines inside an answer."""
+ANSWERED = 4
+"""Places of an answer to a choice: each is one more copy out of a list to learn from."""
 
-Pass = Callable[[np.random.Generator], Iterator[list[int]]]
-"""One pass over a kind of text: token ids, end token included."""
+Pass = Callable[[np.random.Generator], Iterator[Text]]
+"""One pass over a kind of text."""
+
+Part = tuple[str, bool]
+"""A part of a text, and whether it is trained."""
 
 
-def pretraining_texts(work: Workspace) -> list[list[int]]:
-    """Token ids of every text, end token included: as many tokens as pretraining reads, in the shares of its mix."""
+def pretraining_texts(work: Workspace) -> list[list[Text]]:
+    """Every text, end token included, by phase of the curriculum: as many tokens as pretraining reads, in the shares of
+    its mix."""
     c = work.config.pretrain
     shares = {kind: share for kind, share in asdict(c.mix).items() if share}
-    budget = c.steps * c.batch_size * c.max_tokens
-    texts = []
-    for kind, share in shares.items():
-        rng = np.random.default_rng([work.config.train_seed, *kind.encode()])
-        texts += _until(_passes(work, kind), budget * share / sum(shares.values()), rng, kind)
-    return texts
+    scale = c.steps * c.batch_size * c.max_tokens / sum(shares.values())
+    plan = [[(kind, share * scale) for kind, share in shares.items()]]
+    if "choices" in shares:
+        choices = shares["choices"] * scale
+        rest = [(kind, tokens * (1 - BARE - LISTED) if kind == "choices" else tokens) for kind, tokens in plan[0]]
+        plan = [[("bare lists", choices * BARE)], [("bare lists", choices * LISTED / 4),
+                                                   ("lists", choices * LISTED * 3 / 4)], rest]
+    return [[text for kind, tokens in phase for text in _until(
+        _passes(work, kind), tokens, np.random.default_rng([work.config.train_seed, number, *kind.encode()]), kind)]
+        for number, phase in enumerate(plan)]
 
 
-def _until(one_pass: Pass, tokens: float, rng: np.random.Generator, kind: str) -> list[list[int]]:
+def _until(one_pass: Pass, tokens: float, rng: np.random.Generator, kind: str) -> list[Text]:
     """Texts of as many passes as it takes."""
-    texts: list[list[int]] = []
+    texts: list[Text] = []
     while tokens > 0:
         before = len(texts)
         for text in one_pass(rng):
             texts.append(text)
-            tokens -= len(text)
+            tokens -= len(text.ids)
             if tokens <= 0:
                 return texts
         if len(texts) == before:
@@ -65,24 +83,29 @@ def _until(one_pass: Pass, tokens: float, rng: np.random.Generator, kind: str) -
 def _passes(work: Workspace, kind: str) -> Pass:
     tokenizer, prepared = work.tokenizer, work.prepared
 
-    def ended(text: str) -> list[int]:
-        return [*tokenizer.encode_completion(text), tokenizer.end_id]
+    def ended(*parts: Part) -> Text:
+        ids = [tokenizer.encode_completion(text) for text, _ in parts]
+        trained = [wanted for (_, wanted), part in zip(parts, ids, strict=True) for _ in part]
+        return Text((*(token for part in ids for token in part), tokenizer.end_id), (*trained, True))
 
-    def chat(prompt: str, completion: str) -> list[int]:
-        return [*tokenizer.chat(prompt).ids, *ended(completion)]
+    def chat(prompt: str, completion: str) -> Text:
+        before, after = tokenizer.chat(prompt).ids, ended((completion, True))
+        return Text((*before, *after.ids), (*(False for _ in before), *after.trained))
 
-    def shuffled(texts: list[list[int]]) -> Pass:
+    def shuffled(texts: Sequence[Text]) -> Pass:
         return lambda rng: (texts[i] for i in rng.permutation(len(texts)))
 
     if kind == "histories":
-        return lambda rng: map(ended, liked_histories(prepared, rng))
+        return lambda rng: (ended((text, True)) for text in liked_histories(prepared, rng))
+    if kind in ("bare lists", "lists"):
+        return lambda rng: (ended(*parts) for parts in repeated_lists(prepared, rng, bare=kind == "bare lists"))
     if kind == "choices":
-        return lambda rng: map(ended, liked_choices(prepared, rng))
+        return lambda rng: (ended(*parts) for parts in liked_choices(prepared, rng))
     if kind == "thoughts":
         return shuffled([chat(*pair) for pair in _thoughts(work)])
     if kind == "prompts":
         queries = [*prepared.queries["sft"], *prepared.queries["rl"]]
-        return shuffled([list(r.chat.ids) for r in render_queries(
+        return shuffled([Text.whole(r.chat.ids) for r in render_queries(
             prepared, queries, work.config.prompts, tokenizer, shown_thoughts(work, queries))])
     return shuffled([chat(e.prompt, e.completion)
                      for e in read_examples(work.run.folder("thoughts") / "sft.jsonl")])
@@ -111,9 +134,33 @@ def liked_histories(prepared: Prepared, rng: np.random.Generator) -> Iterator[st
                 yield "\n".join(lines[i] for i in liked[start:end])
 
 
-def liked_choices(prepared: Prepared, rng: np.random.Generator) -> Iterator[str]:
-    """Likes as choices: a few likes of a user, then again and again a numbered list and the one item of it that the
-    user liked next. The others are items that the user has no training edge with."""
+def repeated_lists(prepared: Prepared, rng: np.random.Generator, *, bare: bool) -> Iterator[list[Part]]:
+    """A few items, and the same again in another order; a pass shows every item once.
+
+    Args:
+        prepared: the data.
+        rng: draws them.
+        bare: up to two names (which are tokens where items are) with a tag between them; else up to four lines inside
+            an answer.
+    """
+    items = prepared.dataset.items
+    order = rng.permutation(len(items)).tolist()
+    while order:
+        count = int(rng.integers(1, 3 if bare else 5))
+        listed, order = [items[i] for i in order[:count]], order[count:]
+        again = [listed[i] for i in rng.permutation(len(listed))]
+        if bare:
+            first, second = (", ".join(item_name(item) for item in some) for some in (listed, again))
+            yield [(f"{first}{ANSWER}", False), (second, True)]
+        else:
+            labels = [item_labels([item])[0] for item in again]
+            answer = render_answer(range(len(labels)), "titles", labels, count)
+            yield [("".join(f"{item_labels([item])[0]}\n" for item in listed), False), (answer, True)]
+
+
+def liked_choices(prepared: Prepared, rng: np.random.Generator) -> Iterator[list[Part]]:
+    """Likes as choices: a few likes of a user, then again and again a numbered list and the best of it: first the item
+    that the user liked next, then the most popular of the others, with which the user has no training edge."""
     items = prepared.dataset.items
     words = wording(prepared.dataset.domain)
     likes = training_likes(prepared)
@@ -122,21 +169,25 @@ def liked_choices(prepared: Prepared, rng: np.random.Generator) -> Iterator[str]
         others = np.setdiff1d(np.arange(len(items)), prepared.graph.items_of(user))
         if not len(others):
             continue
-        for start in range(int(rng.integers(1, SHOWN_BEFORE_CHOICES + 1)), len(liked), LIKES_A_TEXT):
+        for start in range(int(rng.integers(1, SHOWN_BEFORE_CHOICES + 1)), len(liked), CHOICES_A_TEXT):
             shown = liked[max(0, start - SHOWN_BEFORE_CHOICES):start]
-            head = [f"Liked {words.items}:", *(f"- {item_labels([items[i]])[0]}" for i in shown)]
-            yield "\n".join([*head, *(_choice(items, int(target), others, rng)
-                                      for target in liked[start:start + LIKES_A_TEXT])])
+            head = "".join(f"- {item_labels([items[i]])[0]}\n" for i in shown)
+            parts = [(f"Liked {words.items}:\n{head}", True)]
+            for target in liked[start:start + CHOICES_A_TEXT]:
+                parts += _choice(prepared, int(target), others, rng)
+            yield parts
 
 
-def _choice(items: Sequence[Item], target: int, others: NDArray[np.integer], rng: np.random.Generator) -> str:
-    """A numbered list and the one item of it that was liked."""
-    count = min(int(rng.integers(CHOICE_SIZES[0], CHOICE_SIZES[1] + 1)), len(others) + 1)
+def _choice(prepared: Prepared, target: int, others: NDArray[np.integer], rng: np.random.Generator) -> list[Part]:
+    """A numbered list, and the best of it."""
+    least, most = np.log(CHOICE_SIZES)
+    count = min(int(np.exp(rng.uniform(least, most + .05))), len(others) + 1)
     listed = rng.permutation([target, *rng.choice(others, count - 1, replace=False)]).tolist()
-    labels, position = item_labels([items[i] for i in listed]), listed.index(target)
-    lines = [f"{number}. {label}" for number, label in enumerate(labels, start=1)]
-    answer = render_completion((), render_answer((position,), "titles", labels, 1))
-    return "\n".join(["Candidates:", *lines, answer])
+    labels = item_labels([prepared.dataset.items[i] for i in listed])
+    best = sorted(range(count), key=lambda i: (listed[i] != target, -prepared.item_scores[listed[i]]))
+    lines = "".join(f"{number}. {label}\n" for number, label in enumerate(labels, start=1))
+    answer = render_answer(best, "titles", labels, ANSWERED)
+    return [(f"Candidates:\n{lines}", False), (f"{answer}\n", True)]
 
 
 def _thoughts(work: Workspace) -> Iterator[tuple[str, str]]:

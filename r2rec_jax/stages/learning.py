@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from r2rec_jax.config import LoraConfig
-from r2rec_jax.models.backbone import Backbone, random_backbone, tiny_hf_config, with_base
+from r2rec_jax.models.backbone import Backbone, random_backbone, rescaled, tiny_hf_config, with_base
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.models.huggingface import save_merged
 from r2rec_jax.models.lora import init_lora
@@ -49,15 +49,17 @@ def pretrain_stage(work: Workspace) -> dict[str, Any]:
     c, tokenizer, folder = work.config, work.tokenizer, work.run.folder("pretrain")
     hf = tiny_hf_config(c.backbone.tiny, vocab_size=tokenizer.vocab_size, bos_id=tokenizer.bos_id,
                         eos_id=tokenizer.end_id, pad_id=tokenizer.pad_id)
-    fresh = random_backbone(hf, c.lora, c.backbone.dtype, seed=c.train_seed, source="tiny")
-    texts = pretraining_texts(work)
+    fresh = rescaled(random_backbone(hf, c.lora, c.backbone.dtype, seed=c.train_seed, source="tiny"))
+    phases = pretraining_texts(work)
     trained = train_pretrain(
-        _frozen(work, fresh), fresh.lora, texts, c.pretrain, seed=c.train_seed, pad_id=tokenizer.pad_id,
+        _frozen(work, fresh), fresh.lora, phases, c.pretrain, seed=c.train_seed, pad_id=tokenizer.pad_id,
         checkpoints=_checkpoints(work, "pretrain", fresh, None), metrics=_metrics(work, "pretrain"))
     backbone = with_base(fresh, to_host(trained.params), "tiny")
     _replace(folder / "backbone", lambda out: save_merged(backbone, None, out, tokenizer.save))
     parameters = sum(int(np.prod(x.shape)) for x in _leaves(backbone.base))
-    return {"parameters": parameters, "texts": len(texts), "tokens": sum(map(len, texts)), "steps": trained.steps,
+    texts = [text for phase in phases for text in phase]
+    return {"parameters": parameters, "texts": len(texts), "tokens": sum(len(text.ids) for text in texts),
+            "trained_tokens": sum(sum(text.trained) for text in texts), "steps": trained.steps,
             "skipped": trained.skipped, "base_sha256": backbone.sha256}
 
 

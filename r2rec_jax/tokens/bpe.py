@@ -96,11 +96,12 @@ def _document(vocab: dict[str, int], merges: list[list[str]], words: Sequence[st
 
 def _pattern(words: Sequence[str]) -> str:
     """What splits a text: whole names first, then :data:`WORDS`. Punctuation takes the space before a name as it takes
-    that before a digit; after a letter the space stands alone."""
+    that before a digit, and a line break that follows it: lines of names are two tokens each."""
     if not words:
         return WORDS.replace("NUMBER", r"\p{N}")
     whole = rf"(?<![\p{{L}}\p{{N}}]){_any_of(sorted(set(words)))}(?![\p{{L}}\p{{N}}])"
-    return f"{whole}| (?={whole})|" + WORDS.replace("NUMBER", rf"\p{{N}}|{whole}")
+    after = WORDS.replace("(?: (?=NUMBER))", rf"(?:\n| (?=\p{{N}}|{whole}))")
+    return f"{whole}| (?={whole})|{after}"
 
 
 def _any_of(words: Sequence[str], start: int = 0) -> str:

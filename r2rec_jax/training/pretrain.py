@@ -1,15 +1,15 @@
 """Next-token training of a whole backbone (the ``tiny`` one): every parameter, no adapter.
 
-Texts are laid end to end in an order drawn from the seed and cut into rows of ``max_tokens``; a text is a segment of
-its own, so nothing is predicted from another text, and the part of a text that falls into the next row starts anew
-there. The paper has no such stage: it starts from a chat model. This one gives tests and laptops a model of a few
-million parameters that has seen the language of the prompts.
+Texts are packed into rows of ``max_tokens`` in an order drawn from the seed; a text is a segment of its own, so that
+nothing is predicted from another text. Only texts longer than a row are cut, and each part then stands for itself. The
+paper has no such stage: it starts from a chat model. This one gives tests and laptops a model of a few million
+parameters that has seen the language of the prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from r2rec_jax.config import PretrainConfig
 from r2rec_jax.parallel.sharding import place
 from r2rec_jax.tokens.batches import empty
-from r2rec_jax.tokens.examples import Batch
+from r2rec_jax.tokens.examples import Batch, plan_packing
 from r2rec_jax.tokens.loader import make_loader
 from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.metrics import MetricsWriter
@@ -32,6 +32,7 @@ from r2rec_jax.training.state import init_state, learning_rate, make_optimizer, 
 from r2rec_jax.training.updates import LossFn, Updates
 
 WARMUP, FINAL_LR, WEIGHT_DECAY, MAX_GRAD_NORM = 0.05, 0.1, 0.01, 1.0
+PACKED_TOGETHER = 256
 
 
 def make_pretrain_loss(model: FrozenModel) -> LossFn:
@@ -44,46 +45,72 @@ def make_pretrain_loss(model: FrozenModel) -> LossFn:
     return loss
 
 
-def stream_rows(texts: Sequence[Sequence[int]], length: int, seed: int) -> list[list[list[int]]]:
-    """Rows of text pieces: all texts in a drawn order, end to end, cut every ``length`` tokens.
+@dataclass(frozen=True)
+class Text:
+    """A text as tokens.
 
-    Example: texts of 3 and 4 tokens in rows of 5 give pieces of ``[[3, 2], [2]]`` tokens (or ``[[4, 1], [2]]``).
+    Attributes:
+        ids: begin and end tokens included.
+        trained: for each of them, whether it is to be predicted; the first never is. What nobody could predict, such as
+            a drawn list of items, is better left out.
     """
-    rows: list[list[list[int]]] = [[]]
-    room = length
-    for index in np.random.default_rng(seed).permutation(len(texts)):
-        text = list(texts[index])
-        while text:
-            if room == 0:
-                rows.append([])
-                room = length
-            piece, text = text[:room], text[room:]
-            rows[-1].append(piece)
-            room -= len(piece)
-    return [row for row in rows if row]
+
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+
+    @classmethod
+    def whole(cls, ids: Sequence[int]) -> Text:
+        """A text all of which is trained."""
+        return cls(tuple(ids), (True,) * len(ids))
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.trained):
+            raise ValueError(f"trained must have an entry a token; got {len(self.trained)} for {len(self.ids)} tokens")
 
 
-def row_batch(rows: Sequence[Sequence[Sequence[int]]], count: int, length: int, pad_id: int = 0) -> Batch:
-    """Rows of pieces as a batch: every token of a piece but its first is a target."""
+def pack_texts(texts: Sequence[Text], length: int, seed: int) -> list[list[Text]]:
+    """Rows of texts that have at most ``length`` tokens together, in an order drawn from the seed.
+
+    Example: texts of 3, 12 and 4 tokens in rows of 5 give parts of ``[[5], [5], [4], [3], [2]]`` tokens or fewer rows,
+    ``[[5], [5], [3, 2], [4]]``.
+    """
+    rng = np.random.default_rng(seed)
+    parts = []
+    for index in rng.permutation(len(texts)):
+        text = texts[index]
+        parts += [Text(text.ids[start:start + length], text.trained[start:start + length])
+                  for start in range(0, len(text.ids), length)]
+    rows = []
+    for start in range(0, len(parts), PACKED_TOGETHER):
+        some = parts[start:start + PACKED_TOGETHER]
+        plan = plan_packing([len(part.ids) for part in some], length)
+        rows += [[some[i] for i in plan[row]] for row in rng.permutation(len(plan))]
+    return rows
+
+
+def row_batch(rows: Sequence[Sequence[Text]], count: int, length: int, pad_id: int = 0) -> Batch:
+    """Rows of texts as a batch: every trained token but a text's first is a target."""
     batch = empty(count, length, length, pad_id)
-    for row, pieces in enumerate(rows):
+    for row, texts in enumerate(rows):
         start = target = 0
-        for segment, piece in enumerate(pieces, start=1):
-            end, more = start + len(piece), len(piece) - 1
-            batch.tokens[row, start:end] = piece
-            batch.positions[row, start:end] = np.arange(len(piece))
+        for segment, text in enumerate(texts, start=1):
+            end = start + len(text.ids)
+            batch.tokens[row, start:end] = text.ids
+            batch.positions[row, start:end] = np.arange(len(text.ids))
             batch.segments[row, start:end] = segment
-            batch.target_index[row, target:target + more] = np.arange(start, end - 1)
-            batch.target_tokens[row, target:target + more] = piece[1:]
-            batch.target_weights[row, target:target + more] = 1
-            start, target = end, target + more
+            wanted = start + np.flatnonzero(text.trained[1:])
+            more = target + len(wanted)
+            batch.target_index[row, target:more] = wanted
+            batch.target_tokens[row, target:more] = batch.tokens[row, wanted + 1]
+            batch.target_weights[row, target:more] = 1
+            start, target = end, more
     return batch
 
 
 def train_pretrain(
     model: FrozenModel,
     zero_lora: nnx.State,
-    texts: Sequence[Sequence[int]],
+    phases: Sequence[Sequence[Text]],
     config: PretrainConfig,
     *,
     seed: int,
@@ -97,7 +124,7 @@ def train_pretrain(
         model: structure, and the base to start from; left as it is. Training is in float32 whatever its dtype; the
             result has that dtype again.
         zero_lora: the zero adapter.
-        texts: token ids, begin and end tokens included.
+        phases: what is read, one after the other; texts of one phase in a drawn order.
         config: of the stage.
         seed: order of the texts.
         checkpoints: resumed from and saved to.
@@ -111,8 +138,8 @@ def train_pretrain(
         ValueError: no texts.
         RuntimeError: three updates in a row were not finite.
     """
-    rows = stream_rows(texts, config.max_tokens, seed)
-    loader = make_loader(rows, config.batch_size, None, seed)
+    rows = [row for texts in phases for row in pack_texts(texts, config.max_tokens, seed)]
+    loader = make_loader(rows, config.batch_size, None, seed, shuffle=False)
     settings = (config.lr, "cosine", WARMUP, config.steps)
     optimizer = make_optimizer(*settings, WEIGHT_DECAY, MAX_GRAD_NORM, FINAL_LR)
     schedule = make_schedule(*settings, FINAL_LR)

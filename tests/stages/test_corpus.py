@@ -20,7 +20,16 @@ from r2rec_jax.config import (
 )
 from r2rec_jax.prompts.answer import split_completion
 from r2rec_jax.prompts.verbalize import item_labels, item_name, item_text
-from r2rec_jax.stages.corpus import CHOICE_SIZES, liked_choices, liked_histories, pretraining_texts, training_likes
+from r2rec_jax.stages.corpus import (
+    BARE,
+    CHOICE_SIZES,
+    LISTED,
+    liked_choices,
+    liked_histories,
+    pretraining_texts,
+    repeated_lists,
+    training_likes,
+)
 from r2rec_jax.stages.prepare import prepare_stage
 from r2rec_jax.stages.run import RunFolder
 from r2rec_jax.stages.thinking import thoughts_stage
@@ -73,14 +82,19 @@ def test_a_pass_over_histories_tells_every_like_once(work: Workspace) -> None:
 def test_the_answer_of_a_choice_is_the_next_like_and_the_others_are_unknown_to_the_user(work: Workspace) -> None:
     index, likes = labels(work), [liked.tolist() for liked in training_likes(work.prepared)]
     graph, sizes, choices = work.prepared.graph, set(), 0
-    for text in liked_choices(work.prepared, np.random.default_rng(1)):
+    for parts in liked_choices(work.prepared, np.random.default_rng(1)):
+        assert [wanted for _, wanted in parts] == [True] + [False, True] * (len(parts) // 2), "lists are not trained"
+        text = "".join(part for part, _ in parts)
         head, *lists = text.split("Candidates:\n")
         sequence = [index[line.removeprefix("- ")] for line in head.strip().split("\n")[1:]]
         first = len(sequence)
         for block in lists:
             listed = [index[label] for label in re.findall(r"^\d+\. (.*)$", block, re.MULTILINE)]
             answer = split_completion(block, opened_think=False)[1]
-            sequence.append(index[answer.strip()])
+            best = [index[line] for line in answer.strip().split("\n")]
+            popularity = [work.prepared.item_scores[i] for i in best[1:]]
+            assert popularity == sorted(popularity, reverse=True) and set(best) <= set(listed)
+            sequence.append(best[0])
             sizes.add(len(listed))
             assert sequence[-1] in listed and len(set(listed)) == len(listed)
             owners = [u for u, liked in enumerate(likes) if _follows(sequence, liked)]
@@ -96,16 +110,33 @@ def _follows(part: list[int], whole: list[int]) -> bool:
 
 
 def test_the_corpus_has_the_tokens_and_shares_that_were_asked_for_and_is_drawn_from_the_seed(work: Workspace) -> None:
-    texts = pretraining_texts(work)
-    total = sum(map(len, texts))
-    assert 10 * 4 * 512 <= total <= 10 * 4 * 512 + 5 * max(map(len, texts))
-    assert texts == pretraining_texts(work)
-    end = work.tokenizer.end_id
-    bos = work.tokenizer.bos_id
-    prompted = sum(len(text) for text in texts if text[0] == bos)
+    phases = pretraining_texts(work)
+    assert phases == pretraining_texts(work)
+    tokens = [sum(len(text.ids) for text in phase) for phase in phases]
+    total = sum(tokens)
+    assert 10 * 4 * 512 <= total <= 10 * 4 * 512 + 8 * max(len(text.ids) for phase in phases for text in phase)
+    assert tokens[0] / total == pytest.approx(2 / 7 * BARE, rel=0.1), "lists come first"
+    assert tokens[1] / total == pytest.approx(2 / 7 * LISTED, rel=0.1)
+    end, bos = work.tokenizer.end_id, work.tokenizer.bos_id
+    prompted = sum(len(text.ids) for text in phases[2] if text.ids[0] == bos)
     assert prompted / total == pytest.approx(3 / 7, abs=0.1)
-    answered = [text for text in texts if text[-1] == end]
-    assert len(answered) < len(texts), "prompts alone have no end"
+    answered = [text for text in phases[2] if text.ids[-1] == end]
+    assert 0 < len(answered) < len(phases[2]), "prompts alone have no end"
+    assert all(text.trained[-1] for text in answered)
+    assert any(not any(text.trained[:20]) for text in answered), "the prompts of thoughts and examples are read only"
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_lists_are_repeated_in_another_order_and_a_pass_shows_every_item_once(work: Workspace, bare: bool) -> None:
+    tokens = {work.tokenizer.encode(item_name(item))[0] for item in work.prepared.dataset.items}
+    seen: list[int] = []
+    for (first, trained), (second, again) in repeated_lists(work.prepared, np.random.default_rng(0), bare=bare):
+        assert again and not trained
+        listed, repeated = ([t for t in work.tokenizer.encode_completion(text) if t in tokens]
+                            for text in (first, second))
+        assert sorted(listed) == sorted(repeated) and len(listed) <= (2 if bare else 4)
+        seen += listed
+    assert sorted(seen) == sorted(tokens)
 
 
 def test_an_item_is_one_token_wherever_it_stands(work: Workspace) -> None:

@@ -10,21 +10,23 @@ from hypothesis import strategies as st
 
 from r2rec_jax.config import PretrainConfig
 from r2rec_jax.models.lora import zeros_like_lora
-from r2rec_jax.training.pretrain import row_batch, stream_rows, train_pretrain
+from r2rec_jax.training.pretrain import Text, pack_texts, row_batch, train_pretrain
 from r2rec_jax.training.updates import Updates
 
 CONFIG = PretrainConfig(steps=6, batch_size=2, max_tokens=16, lr=1e-2, checkpoint_every=3)
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=8), st.integers(2, 10))
-def test_rows_hold_every_token_once_and_are_full(texts, length):
-    rows = stream_rows(texts, length, seed=0)
-    assert sorted(t for row in rows for piece in row for t in piece) == sorted(t for text in texts for t in text)
-    assert all(sum(map(len, row)) == length for row in rows[:-1])
+def test_rows_hold_every_token_once_and_cut_only_what_is_longer_than_a_row(texts, length):
+    rows = pack_texts([Text.whole(text) for text in texts], length, seed=0)
+    assert sorted(t for row in rows for part in row for t in part.ids) == sorted(t for text in texts for t in text)
+    assert all(sum(len(part.ids) for part in row) <= length for row in rows)
+    parts = sorted(part.ids for row in rows for part in row)
+    assert parts == sorted(tuple(text[i:i + length]) for text in texts for i in range(0, len(text), length))
 
 
 def test_worked_example():
-    batch = row_batch([[[5, 6, 7], [8, 9]]], 2, 6)
+    batch = row_batch([[Text.whole([5, 6, 7]), Text.whole([8, 9])]], 2, 6)
     assert batch.tokens.tolist() == [[5, 6, 7, 8, 9, 0], [0] * 6]
     assert batch.segments.tolist()[0] == [1, 1, 1, 2, 2, 0]
     assert batch.positions.tolist()[0] == [0, 1, 2, 0, 1, 0]
@@ -33,10 +35,19 @@ def test_worked_example():
     assert batch.target_weights.tolist() == [[1, 1, 1, 0, 0, 0], [0] * 6]
 
 
+def test_what_is_not_trained_is_read_only():
+    batch = row_batch([[Text.whole([1, 2]), Text((5, 6, 7, 8), (True, False, False, True))]], 1, 7)
+    assert batch.tokens.tolist()[0] == [1, 2, 5, 6, 7, 8, 0]
+    assert batch.target_index.tolist()[0][:2] == [0, 4] and batch.target_tokens.tolist()[0][:2] == [2, 8]
+    assert batch.target_weights.tolist()[0] == [1, 1, 0, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="an entry a token; got 1 for 2 tokens"):
+        Text((1, 2), (True,))
+
+
 @pytest.fixture
 def texts():
     rng = np.random.default_rng(0)
-    return [(np.arange(rng.integers(5, 30)) % 5 + 10).tolist() for _ in range(20)]
+    return [Text.whole((np.arange(rng.integers(5, 30)) % 5 + 10).tolist()) for _ in range(20)]
 
 
 def test_it_learns_and_resumes_bit_for_bit(tiny, texts, checkpoints, monkeypatch, trees_equal):
@@ -56,7 +67,7 @@ def test_it_learns_and_resumes_bit_for_bit(tiny, texts, checkpoints, monkeypatch
 
         monkeypatch.setattr(Updates, "run", wrapped)
         try:
-            return train_pretrain(model, zero, texts, CONFIG, seed=0, checkpoints=own)
+            return train_pretrain(model, zero, [texts[:5], texts[5:]], CONFIG, seed=0, checkpoints=own)
         finally:
             own.close()
 
