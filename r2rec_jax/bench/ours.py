@@ -28,6 +28,7 @@ from r2rec_jax.models.huggingface import load_backbone, save_merged
 from r2rec_jax.models.llama import LlamaConfig, build_llama, split_llama
 from r2rec_jax.models.lora import zeros_like_lora
 from r2rec_jax.models.peft import RECORD, load_adapter, save_adapter
+from r2rec_jax.parallel.kept import programs
 from r2rec_jax.sampling.decoder import Decoder, Rollout
 from r2rec_jax.stages.workspace import backbone_path
 from r2rec_jax.tokens.examples import Example, group_rows
@@ -66,11 +67,17 @@ class Ours:
         self.preset, self.folder, self.cache_dir = preset, folder, cache_dir
         self.lora_config = LoraConfig(rank=preset.rank, alpha=2.0 * preset.rank)
         self.compile_s = 0.0
+        programs()
         self._loaded: tuple[Backbone, nnx.State] | None = None
 
     def report(self, what: str, seconds: float) -> None:
         """Count a compilation."""
         self.compile_s += seconds
+
+    def compilation(self) -> dict[str, float]:
+        """Seconds of compiling so far, how many programs were compiled, and how many were read as kept before."""
+        counted = programs()
+        return {"compile_s": self.compile_s, "compiled": counted.compiled, "read": counted.read}
 
     def export(self) -> dict[str, float]:
         """Write the folder that both sides read: HF safetensors, and a PEFT adapter with both factors random."""

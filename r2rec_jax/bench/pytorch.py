@@ -84,6 +84,10 @@ class PyTorch:
             made.step()
         return made
 
+    def compilation(self) -> dict[str, float]:
+        """Nothing is compiled."""
+        return {"compile_s": 0.0}
+
     def load(self) -> dict[str, float]:
         """Seconds from safetensors to a model and an adapter on the device, every page of them read."""
         def whole() -> None:
