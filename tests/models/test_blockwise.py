@@ -81,7 +81,7 @@ def test_tiles_without_a_pair_are_left_out():
 
 
 def test_tiles_are_of_equal_size():
-    assert [tile_sizes(n, 256) for n in (11, 64, 576, 1000)] == [(16, 8), (64, 32), (192, 96), (256, 128)]
+    assert [tile_sizes(n, 256) for n in (11, 64, 576, 1000)] == [(16, 16), (64, 64), (192, 96), (256, 128)]
 
 
 def test_a_row_does_not_depend_on_its_company():
