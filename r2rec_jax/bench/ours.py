@@ -20,8 +20,9 @@ from r2rec_jax.bench.inputs import (
     text_of,
     trained_throughout,
 )
-from r2rec_jax.bench.presets import SEED, SHAPES, TEMPERATURE, TOP_P, Decoding, Preset
+from r2rec_jax.bench.presets import SEED, SHAPES, TEMPERATURE, TOP_P, Preset
 from r2rec_jax.bench.timing import Work, best, peak_host_gb, timed
+from r2rec_jax.bench.works import DRAWN, Draw
 from r2rec_jax.config import BackboneConfig, GrpoConfig, LoraConfig
 from r2rec_jax.models.backbone import Backbone, resolve_dtype
 from r2rec_jax.models.huggingface import load_backbone, save_merged
@@ -29,7 +30,7 @@ from r2rec_jax.models.llama import LlamaConfig, build_llama, split_llama
 from r2rec_jax.models.lora import zeros_like_lora
 from r2rec_jax.models.peft import RECORD, load_adapter, save_adapter
 from r2rec_jax.parallel.kept import programs
-from r2rec_jax.sampling.decoder import Decoder, Rollout
+from r2rec_jax.sampling.decoder import Decoder
 from r2rec_jax.stages.workspace import backbone_path
 from r2rec_jax.tokens.examples import Example, group_rows
 from r2rec_jax.training.grpo import (
@@ -125,9 +126,26 @@ class Ours:
         """A decoder without end tokens: every completion has exactly T tokens."""
         return Decoder(self.backbone.graphdef, self.backbone.config, (), 0)
 
+    def drawing(self, name: str) -> Draw:
+        """How the completions of ``rollout`` or ``recommend`` are drawn."""
+        shape, decoder = getattr(self.preset, name), self.decoder()
+        asked = prompts(shape, self.backbone.config.vocab_size, name)
+
+        def draw(new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+            rollout = decoder.generate(
+                self.lora, self.backbone.base, asked, group=shape.group, max_new_tokens=new_tokens,
+                temperature=TEMPERATURE, top_p=TOP_P, key=jax.random.key(SEED), on_compile=self.report)
+            return rollout.tokens, rollout.logprobs
+
+        return draw
+
     def work(self, name: str) -> Work:
         """The named work, compiled and run once."""
-        made = {"rollout": RolloutWork, "sft": SftWork, "grpo": GrpoWork, "recommend": RecommendWork}[name](self)
+        made: Work
+        if name in DRAWN:
+            made = DRAWN[name](self.drawing(name), getattr(self.preset, name).new_tokens)
+        else:
+            made = {"sft": SftWork, "grpo": GrpoWork}[name](self)
         made.step()
         return made
 
@@ -163,9 +181,8 @@ class Ours:
 
     def sampled(self, out: Path) -> dict[str, float]:
         """Draw the rollout that was timed and keep its tokens and log-probabilities in ``out``."""
-        work = RolloutWork(self)
-        rollout = work.draw(self.preset.rollout.new_tokens)
-        np.savez(out, tokens=rollout.tokens, logprobs=rollout.logprobs)
+        tokens, logprobs = self.drawing("rollout")(self.preset.rollout.new_tokens)
+        np.savez(out, tokens=tokens, logprobs=logprobs)
         return {}
 
     def scored(self, tokens: np.ndarray) -> np.ndarray:
@@ -197,49 +214,6 @@ def random_adapter(template: nnx.State) -> nnx.State:
 def even_share(completions: Sequence[str], example_ids: Sequence[str]) -> Mapping[str, np.ndarray]:
     """The reward as our loop calls it."""
     return {"total": np.asarray(reward(completions))}
-
-
-class RolloutWork:
-    """Groups of completions, with their log-probabilities."""
-
-    name = "rollout"
-
-    def __init__(self, side: Ours) -> None:
-        self.side, self.shape, self.decoder = side, self.decoding(side), side.decoder()
-        self.prompts = prompts(self.shape, side.backbone.config.vocab_size, self.name)
-
-    def decoding(self, side: Ours) -> Decoding:
-        """Its shape."""
-        return side.preset.rollout
-
-    def draw(self, new_tokens: int) -> Rollout:
-        """One rollout."""
-        return self.decoder.generate(
-            self.side.lora, self.side.backbone.base, self.prompts, group=self.shape.group, max_new_tokens=new_tokens,
-            temperature=TEMPERATURE, top_p=TOP_P, key=jax.random.key(SEED), on_compile=self.side.report)
-
-    def step(self) -> dict[str, float]:
-        """All T tokens, and the first one alone."""
-        first, _ = timed(lambda: self.draw(1))
-        whole, _ = timed(lambda: self.draw(self.shape.new_tokens))
-        return {"seconds": whole, "first_seconds": first}
-
-
-class RecommendWork(RolloutWork):
-    """One answer a user, to its text."""
-
-    name = "recommend"
-
-    def decoding(self, side: Ours) -> Decoding:
-        """Its shape."""
-        return side.preset.recommend
-
-    def step(self) -> dict[str, float]:
-        """Prompts to texts."""
-        def answers() -> list[str]:
-            return [text_of(row.tolist()) for row in self.draw(self.shape.new_tokens).tokens[:, 0]]
-
-        return {"seconds": timed(answers)[0]}
 
 
 class SftWork:

@@ -25,16 +25,17 @@ from jaxtyping import Array
 from r2rec_jax.checkpoints import one_line
 from r2rec_jax.config import GrpoConfig
 from r2rec_jax.models.lora import copy_lora, zeros_like_lora
+from r2rec_jax.parallel.compiling import Report, silent
 from r2rec_jax.parallel.distributed import FirstFailed, check_stop, on_first
 from r2rec_jax.parallel.sharding import place
-from r2rec_jax.sampling.decoder import Rollout
+from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.tokens.examples import Batch, Example
 from r2rec_jax.tokens.loader import make_loader
 from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.losses import completion_weights, group_advantages, grpo_loss
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.policy import FrozenModel
-from r2rec_jax.training.programs import Program, Report, silent
+from r2rec_jax.training.programs import Program
 from r2rec_jax.training.rollouts import Generate, GroupBatch, group_shape, lay_out
 from r2rec_jax.training.session import RewardError, Session, Trained
 from r2rec_jax.training.shared import SharedCheckpoints

@@ -17,9 +17,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from r2rec_jax.sampling.decoder import Rollout
+from r2rec_jax.parallel.compiling import Report, silent
+from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.tokens.examples import Batch, group_rows
-from r2rec_jax.training.programs import Report
 from r2rec_jax.training.rows import RowShape, round_up
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -31,7 +31,7 @@ class Generate(Protocol):
 
     def __call__(self, lora: nnx.State, base: nnx.State, prompts: Sequence[Sequence[int]], *, group: int,
                  max_new_tokens: int, temperature: float, top_p: float, key: Array,
-                 row_ids: np.ndarray | Sequence[int] | None = None, on_compile: Report | None = None) -> Rollout:
+                 row_ids: np.ndarray | Sequence[int] | None = None, on_compile: Report = silent) -> Rollout:
         """G completions of every prompt; see the decoder."""
         ...
 

@@ -13,7 +13,8 @@ import pytest
 
 from r2rec_jax.config import GrpoConfig
 from r2rec_jax.models.lora import copy_lora, zeros_like_lora
-from r2rec_jax.sampling.decoder import Decoder, Rollout
+from r2rec_jax.sampling.decoder import Decoder
+from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.training.grpo import Environment, make_passes, make_scoring, score_texts, train_grpo, with_scores
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.session import RewardError

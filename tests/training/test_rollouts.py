@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r2rec_jax.config import GrpoConfig
-from r2rec_jax.sampling.decoder import Rollout
+from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.tokens.examples import Example, group_rows, pad
 from r2rec_jax.training.grpo import make_grpo_loss, make_passes
 from r2rec_jax.training.rollouts import GroupBatch, group_shape, squeeze
