@@ -45,7 +45,9 @@ from r2rec_jax.training.grpo import (
     update,
     with_scores,
 )
+from r2rec_jax.training.losses import group_advantages
 from r2rec_jax.training.policy import FrozenModel
+from r2rec_jax.training.rollouts import with_advantages
 from r2rec_jax.training.rows import pack_update, row_shapes
 from r2rec_jax.training.sft import SUMS as SFT_SUMS
 from r2rec_jax.training.sft import make_sft_loss, sft_passes
@@ -243,7 +245,8 @@ class SftWork:
 
 
 class GrpoWork:
-    """One step as ``training.grpo.train_grpo`` does it."""
+    """One step as ``training.grpo.train_grpo`` does it, but that each phase is waited for, so that it can be timed:
+    there the reference scores while the host rewards."""
 
     def __init__(self, side: Ours) -> None:
         grpo = side.preset.grpo
@@ -270,7 +273,8 @@ class GrpoWork:
             self.environment.reward, completion_texts(rollout, text_of), ids, config.group_size))
 
         def referred() -> Any:
-            passes = make_passes(self.chosen, rollout, rewards["total"], config, self.shape.prompt_tokens, 0)
+            passes = make_passes(self.chosen, rollout, config, self.shape.prompt_tokens, 0)
+            passes = with_advantages(passes, group_advantages(rewards["total"], config.scale_rewards))
             passes = [with_scores(group, self.score, self.state.params, self.reference, base, config)
                       for group in passes]
             return jax.block_until_ready(passes)

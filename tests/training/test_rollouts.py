@@ -15,7 +15,8 @@ from r2rec_jax.config import GrpoConfig
 from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.tokens.examples import Example, group_rows, pad
 from r2rec_jax.training.grpo import make_grpo_loss, make_passes
-from r2rec_jax.training.rollouts import GroupBatch, group_shape, squeeze
+from r2rec_jax.training.losses import group_advantages
+from r2rec_jax.training.rollouts import GroupBatch, group_shape, squeeze, with_advantages
 from r2rec_jax.training.rows import RowShape
 
 LIMIT = 6
@@ -96,6 +97,20 @@ def scored_by(group: GroupBatch, places, old, reference) -> GroupBatch:
                             for name, values in (("old", old), ("reference", reference))})
 
 
+@pytest.mark.parametrize(("micro", "shards"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_advantages_lie_at_their_completions_tokens(case, micro, shards):
+    prompts, groups, rollout, _, _ = case
+    config = GrpoConfig(group_size=3, prompts_per_step=2, micro_prompts=micro, max_new_tokens=LIMIT)
+    advantages = np.arange(1.0, 7.0).reshape(2, 3)
+    passes = with_advantages(make_passes(prompts, rollout, config, 12, 0, shards), advantages)
+    columns = np.concatenate([group.advantages for group in passes])
+    for p, row in enumerate(groups):
+        expected = np.repeat(advantages[p], [len(completion) for completion in row])
+        np.testing.assert_array_equal(columns[p, : len(expected)], expected)
+        assert not columns[p, len(expected):].any()
+    assert not columns[2:].any(), "rows of padding"
+
+
 PROGRAMS = [(beta, iterations, level, cap) for beta, iterations, level, cap in itertools.product(
     (0.0, 0.1), (1, 2), ("token", "sequence"), (None, 1.5))
     if (beta > 0) ^ (iterations > 1) ^ (level == "sequence") ^ (cap is None)]
@@ -120,7 +135,7 @@ def test_shared_prefix_equals_the_naive_layout(tiny, case, beta, iterations, lev
     for form, mask_truncated, scale in itertools.product(
             ("grpo", "dr_grpo", "dapo", "bnpo"), (False, True), ("group", "batch", "none")):
         config = replace(program, loss=form, mask_truncated=mask_truncated, scale_rewards=scale)
-        passes = make_passes(prompts, rollout, rewards, config, 12, 0)
+        passes = with_advantages(make_passes(prompts, rollout, config, 12, 0), group_advantages(rewards, scale))
         assert len(passes) == 2
         shared = naive = 0.0, [np.zeros(x.shape, np.float32) for x in jax.tree.leaves(lora)]
         for p, group in enumerate(passes):
