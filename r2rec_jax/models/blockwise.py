@@ -174,8 +174,9 @@ def _forward(q: Any, k: Any, v: Any, segments: Any, parents: Any, block: int | N
 
         start = (jnp.full(columns, _MASKED), jnp.zeros(columns), jnp.zeros((*columns[:2], q.shape[3], columns[2])))
         top, total, out = tiles.over_keys(i, step, start)
-        # A query that saw no key has garbage here; its probabilities are 0 in the backward pass.
-        lse = jnp.where(top > _MASKED / 2, top + jnp.log(jnp.maximum(total, 1e-30)), -_MASKED)
+        # A query that saw no key has garbage here; its probabilities are 0 in the backward pass. What is not a number
+        # stays so.
+        lse = jnp.where(top < _MASKED / 2, -_MASKED, top + jnp.log(jnp.maximum(total, 1e-30)))
         out = (out / jnp.maximum(total, 1e-30)[:, :, None]).swapaxes(2, 3).astype(q.dtype)
         return done[0].at[i].set(out), done[1].at[i].set(lse)
 

@@ -102,6 +102,14 @@ def test_padding_has_no_gradient_and_makes_no_nan():
     assert all(float(jnp.abs(g[0, 41:]).max()) == 0 for g in grads)
 
 
+def test_what_is_not_finite_is_not_hidden():
+    *qkv, weight = inputs(4, 4)
+    for place in range(3):
+        broken = [x.at[:, 3].set(jnp.nan) if i == place else x for i, x in enumerate(qkv)]
+        value, grads = with_gradients(16)(*broken, *rows_of("one segment", "one segment"), weight)
+        assert jnp.isnan(value) and any(bool(jnp.isnan(grad).any()) for grad in grads)
+
+
 def test_bfloat16_is_accumulated_in_float32():
     q, k, v, weight = inputs(4, 2, jnp.bfloat16)
     segments, parents = rows_of("packed", "one segment")
