@@ -16,6 +16,7 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("R2REC_COMPILED", "off")  # no process of the tests depends on what another compiled
 
 SHARED = Path(os.environ.get("R2REC_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

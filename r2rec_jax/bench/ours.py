@@ -20,15 +20,17 @@ from r2rec_jax.bench.inputs import (
     text_of,
     trained_throughout,
 )
-from r2rec_jax.bench.presets import SEED, SHAPES, TEMPERATURE, TOP_P, Decoding, Preset
+from r2rec_jax.bench.presets import SEED, SHAPES, TEMPERATURE, TOP_P, Preset
 from r2rec_jax.bench.timing import Work, best, peak_host_gb, timed
+from r2rec_jax.bench.works import DRAWN, Draw
 from r2rec_jax.config import BackboneConfig, GrpoConfig, LoraConfig
 from r2rec_jax.models.backbone import Backbone, resolve_dtype
 from r2rec_jax.models.huggingface import load_backbone, save_merged
 from r2rec_jax.models.llama import LlamaConfig, build_llama, split_llama
 from r2rec_jax.models.lora import zeros_like_lora
 from r2rec_jax.models.peft import RECORD, load_adapter, save_adapter
-from r2rec_jax.sampling.decoder import Decoder, Rollout
+from r2rec_jax.parallel.kept import programs
+from r2rec_jax.sampling.decoder import Decoder
 from r2rec_jax.stages.workspace import backbone_path
 from r2rec_jax.tokens.examples import Example, group_rows
 from r2rec_jax.training.grpo import (
@@ -43,7 +45,9 @@ from r2rec_jax.training.grpo import (
     update,
     with_scores,
 )
+from r2rec_jax.training.losses import group_advantages
 from r2rec_jax.training.policy import FrozenModel
+from r2rec_jax.training.rollouts import with_advantages
 from r2rec_jax.training.rows import pack_update, row_shapes
 from r2rec_jax.training.sft import SUMS as SFT_SUMS
 from r2rec_jax.training.sft import make_sft_loss, sft_passes
@@ -66,11 +70,17 @@ class Ours:
         self.preset, self.folder, self.cache_dir = preset, folder, cache_dir
         self.lora_config = LoraConfig(rank=preset.rank, alpha=2.0 * preset.rank)
         self.compile_s = 0.0
+        programs()
         self._loaded: tuple[Backbone, nnx.State] | None = None
 
     def report(self, what: str, seconds: float) -> None:
         """Count a compilation."""
         self.compile_s += seconds
+
+    def compilation(self) -> dict[str, float]:
+        """Seconds of compiling so far, how many programs were compiled, and how many were read as kept before."""
+        counted = programs()
+        return {"compile_s": self.compile_s, "compiled": counted.compiled, "read": counted.read}
 
     def export(self) -> dict[str, float]:
         """Write the folder that both sides read: HF safetensors, and a PEFT adapter with both factors random."""
@@ -118,9 +128,26 @@ class Ours:
         """A decoder without end tokens: every completion has exactly T tokens."""
         return Decoder(self.backbone.graphdef, self.backbone.config, (), 0)
 
+    def drawing(self, name: str) -> Draw:
+        """How the completions of ``rollout`` or ``recommend`` are drawn."""
+        shape, decoder = getattr(self.preset, name), self.decoder()
+        asked = prompts(shape, self.backbone.config.vocab_size, name)
+
+        def draw(new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+            rollout = decoder.generate(
+                self.lora, self.backbone.base, asked, group=shape.group, max_new_tokens=new_tokens,
+                temperature=TEMPERATURE, top_p=TOP_P, key=jax.random.key(SEED), on_compile=self.report)
+            return rollout.tokens, rollout.logprobs
+
+        return draw
+
     def work(self, name: str) -> Work:
         """The named work, compiled and run once."""
-        made = {"rollout": RolloutWork, "sft": SftWork, "grpo": GrpoWork, "recommend": RecommendWork}[name](self)
+        made: Work
+        if name in DRAWN:
+            made = DRAWN[name](self.drawing(name), getattr(self.preset, name).new_tokens)
+        else:
+            made = {"sft": SftWork, "grpo": GrpoWork}[name](self)
         made.step()
         return made
 
@@ -156,9 +183,8 @@ class Ours:
 
     def sampled(self, out: Path) -> dict[str, float]:
         """Draw the rollout that was timed and keep its tokens and log-probabilities in ``out``."""
-        work = RolloutWork(self)
-        rollout = work.draw(self.preset.rollout.new_tokens)
-        np.savez(out, tokens=rollout.tokens, logprobs=rollout.logprobs)
+        tokens, logprobs = self.drawing("rollout")(self.preset.rollout.new_tokens)
+        np.savez(out, tokens=tokens, logprobs=logprobs)
         return {}
 
     def scored(self, tokens: np.ndarray) -> np.ndarray:
@@ -192,49 +218,6 @@ def even_share(completions: Sequence[str], example_ids: Sequence[str]) -> Mappin
     return {"total": np.asarray(reward(completions))}
 
 
-class RolloutWork:
-    """Groups of completions, with their log-probabilities."""
-
-    name = "rollout"
-
-    def __init__(self, side: Ours) -> None:
-        self.side, self.shape, self.decoder = side, self.decoding(side), side.decoder()
-        self.prompts = prompts(self.shape, side.backbone.config.vocab_size, self.name)
-
-    def decoding(self, side: Ours) -> Decoding:
-        """Its shape."""
-        return side.preset.rollout
-
-    def draw(self, new_tokens: int) -> Rollout:
-        """One rollout."""
-        return self.decoder.generate(
-            self.side.lora, self.side.backbone.base, self.prompts, group=self.shape.group, max_new_tokens=new_tokens,
-            temperature=TEMPERATURE, top_p=TOP_P, key=jax.random.key(SEED), on_compile=self.side.report)
-
-    def step(self) -> dict[str, float]:
-        """All T tokens, and the first one alone."""
-        first, _ = timed(lambda: self.draw(1))
-        whole, _ = timed(lambda: self.draw(self.shape.new_tokens))
-        return {"seconds": whole, "first_seconds": first}
-
-
-class RecommendWork(RolloutWork):
-    """One answer a user, to its text."""
-
-    name = "recommend"
-
-    def decoding(self, side: Ours) -> Decoding:
-        """Its shape."""
-        return side.preset.recommend
-
-    def step(self) -> dict[str, float]:
-        """Prompts to texts."""
-        def answers() -> list[str]:
-            return [text_of(row.tolist()) for row in self.draw(self.shape.new_tokens).tokens[:, 0]]
-
-        return {"seconds": timed(answers)[0]}
-
-
 class SftWork:
     """Whole updates: packing, passes, optimiser."""
 
@@ -262,7 +245,8 @@ class SftWork:
 
 
 class GrpoWork:
-    """One step as ``training.grpo.train_grpo`` does it."""
+    """One step as ``training.grpo.train_grpo`` does it, but that each phase is waited for, so that it can be timed:
+    there the reference scores while the host rewards."""
 
     def __init__(self, side: Ours) -> None:
         grpo = side.preset.grpo
@@ -289,7 +273,8 @@ class GrpoWork:
             self.environment.reward, completion_texts(rollout, text_of), ids, config.group_size))
 
         def referred() -> Any:
-            passes = make_passes(self.chosen, rollout, rewards["total"], config, self.shape.prompt_tokens, 0)
+            passes = make_passes(self.chosen, rollout, config, self.shape.prompt_tokens, 0)
+            passes = with_advantages(passes, group_advantages(rewards["total"], config.scale_rewards))
             passes = [with_scores(group, self.score, self.state.params, self.reference, base, config)
                       for group in passes]
             return jax.block_until_ready(passes)

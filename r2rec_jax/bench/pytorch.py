@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from r2rec_jax.bench.inputs import Pair, equal_pairs, mixed_pairs, prompts, text_of, trained_throughout
-from r2rec_jax.bench.presets import SEED, TEMPERATURE, TOP_P, Decoding, Preset
+from r2rec_jax.bench.inputs import Pair, equal_pairs, mixed_pairs, prompts, trained_throughout
+from r2rec_jax.bench.presets import SEED, TEMPERATURE, TOP_P, Preset
 from r2rec_jax.bench.timing import Work, best, peak_host_gb, timed
+from r2rec_jax.bench.works import DRAWN, Draw
 
 LR = 1e-5
 MAX_GRAD_NORM = 1.0
@@ -72,17 +73,46 @@ class PyTorch:
         if self.on_gpu:
             self.torch.cuda.synchronize()
 
+    def drawing(self, name: str) -> Draw:
+        """How ``generate`` draws the completions of ``rollout`` or ``recommend``."""
+        torch, shape = self.torch, getattr(self.preset, name)
+        ids = torch.tensor(prompts(shape, self.vocab, name)).to(self.device)
+
+        def draw(new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+            self.model.eval()
+            self.model.generation_config.eos_token_id = None  # exactly T tokens
+            with torch.inference_mode():
+                out = self.model.generate(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=TEMPERATURE,
+                    top_p=TOP_P, top_k=0, max_new_tokens=new_tokens, num_return_sequences=shape.group,
+                    pad_token_id=0, use_cache=True, return_dict_in_generate=True, output_logits=True)
+                tokens = out.sequences[:, ids.shape[1]:]
+                logs = [torch.log_softmax(step.float() / TEMPERATURE, dim=-1).gather(1, tokens[:, i:i + 1])
+                        for i, step in enumerate(out.logits)]
+                cut = (shape.prompts, shape.group, new_tokens)
+                return (tokens.cpu().numpy().astype(np.int32).reshape(cut),
+                        torch.cat(logs, dim=1).cpu().numpy().reshape(cut))
+
+        return draw
+
     def work(self, name: str) -> Work:
         """The named work, warmed up where there is a GPU (a CPU has nothing to compile, and a step takes minutes)."""
-        if name == "grpo":
+        made: Work
+        if name in DRAWN:
+            made = DRAWN[name](self.drawing(name), getattr(self.preset, name).new_tokens)
+        elif name == "grpo":
             from r2rec_jax.bench.trl_step import GrpoWork
 
-            made: Work = GrpoWork(self)
+            made = GrpoWork(self)
         else:
-            made = {"rollout": RolloutWork, "sft": SftWork, "recommend": RecommendWork}[name](self)
+            made = SftWork(self)
         if self.on_gpu or name != "grpo":
             made.step()
         return made
+
+    def compilation(self) -> dict[str, float]:
+        """Nothing is compiled."""
+        return {"compile_s": 0.0}
 
     def load(self) -> dict[str, float]:
         """Seconds from safetensors to a model and an adapter on the device, every page of them read."""
@@ -118,10 +148,8 @@ class PyTorch:
 
     def sampled(self, out: Path) -> dict[str, float]:
         """Draw the rollout that was timed and keep its tokens and log-probabilities in ``out``."""
-        shape = self.preset.rollout
-        tokens, logprobs = RolloutWork(self).draw(shape.new_tokens)
-        cut = (shape.prompts, shape.group, shape.new_tokens)
-        np.savez(out, tokens=tokens.reshape(cut).astype(np.int32), logprobs=logprobs.reshape(cut))
+        tokens, logprobs = self.drawing("rollout")(self.preset.rollout.new_tokens)
+        np.savez(out, tokens=tokens, logprobs=logprobs)
         return {}
 
     def scored(self, tokens: np.ndarray) -> np.ndarray:
@@ -142,58 +170,6 @@ class PyTorch:
         total = sum(len(pair.completion) for pair in pairs)
         with self.torch.no_grad():
             return sum(float(work.loss(part, total)) for part in work.passes(pairs))
-
-
-class RolloutWork:
-    """``generate`` with G samples a prompt, and the log-probabilities of what it drew."""
-
-    name = "rollout"
-
-    def __init__(self, side: PyTorch) -> None:
-        self.side, self.shape = side, self.decoding(side)
-        self.ids = side.torch.tensor(prompts(self.shape, side.vocab, self.name)).to(side.device)
-
-    def decoding(self, side: PyTorch) -> Decoding:
-        """Its shape."""
-        return side.preset.rollout
-
-    def draw(self, new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens [P G, T], log-probabilities over the whole vocabulary at the sampling temperature)."""
-        torch, model = self.side.torch, self.side.model
-        model.eval()
-        model.generation_config.eos_token_id = None  # exactly T tokens
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=self.ids, attention_mask=torch.ones_like(self.ids), do_sample=True, temperature=TEMPERATURE,
-                top_p=TOP_P, top_k=0, max_new_tokens=new_tokens, num_return_sequences=self.shape.group,
-                pad_token_id=0, use_cache=True, return_dict_in_generate=True, output_logits=True)
-            tokens = out.sequences[:, self.ids.shape[1]:]
-            logs = [torch.log_softmax(step.float() / TEMPERATURE, dim=-1).gather(1, tokens[:, i:i + 1])
-                    for i, step in enumerate(out.logits)]
-            return tokens.cpu().numpy(), torch.cat(logs, dim=1).cpu().numpy()
-
-    def step(self) -> dict[str, float]:
-        """All T tokens, and the first one alone."""
-        first, _ = timed(lambda: self.draw(1))
-        whole, _ = timed(lambda: self.draw(self.shape.new_tokens))
-        return {"seconds": whole, "first_seconds": first}
-
-
-class RecommendWork(RolloutWork):
-    """One answer a user, to its text."""
-
-    name = "recommend"
-
-    def decoding(self, side: PyTorch) -> Decoding:
-        """Its shape."""
-        return side.preset.recommend
-
-    def step(self) -> dict[str, float]:
-        """Prompts to texts."""
-        def answers() -> list[str]:
-            return [text_of(row.tolist()) for row in self.draw(self.shape.new_tokens)[0]]
-
-        return {"seconds": timed(answers)[0]}
 
 
 class SftWork:

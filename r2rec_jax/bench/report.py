@@ -81,9 +81,11 @@ def print_rows(result: Mapping[str, Any]) -> None:
         if row["about"]:
             console.print(f"{row['work']} {row['metric']}: {row['about']}", markup=False)
     for work, run in result["runs"].items():
-        warm = run.get("warm", {}).get("ours", {}).get("compile_s")
-        if warm:
-            console.print(f"{work}: ours compiled in {format_duration(warm)}, not counted", markup=False)
+        warm = run.get("warm", {}).get("ours", {})
+        if warm.get("compile_s"):
+            console.print(f"{work}: ours compiled in {format_duration(warm['compile_s'])}, not counted; "
+                          f"{warm['compiled']} programs compiled, {warm['read']} read as kept before",
+                          markup=False)
     for side, minutes in result.get("projection", {}).items():
         console.print(f"the paper's recipe on this machine, {side}: {minutes['whole']:.0f} minutes. "
                       f"{minutes['arithmetic']}", markup=False)

@@ -40,7 +40,7 @@ class Server:
         op, name = request["op"], request.get("work", "")
         if op == "warm":
             self.works[name] = self.side.work(name)
-            return {"compile_s": getattr(self.side, "compile_s", 0.0)}
+            return self.side.compilation()
         if op == "step":
             return self.works[name].step()
         if op == "sampled":

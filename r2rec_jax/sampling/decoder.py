@@ -19,7 +19,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -33,9 +32,9 @@ from jaxtyping import Array, Key
 
 from r2rec_jax.models.attention import AttentionBackend
 from r2rec_jax.models.llama import LlamaConfig
-from r2rec_jax.parallel.compiling import compile_placed
+from r2rec_jax.parallel.compiling import Compiled, Report, silent
 from r2rec_jax.parallel.mesh import row_shards
-from r2rec_jax.parallel.sharding import place_rows, replicate, to_host
+from r2rec_jax.parallel.sharding import place_rows, replicate
 from r2rec_jax.sampling.program import (
     DecodeState,
     Sampling,
@@ -48,29 +47,9 @@ from r2rec_jax.sampling.program import (
     reshape_rows,
     segment,
 )
+from r2rec_jax.sampling.rollout import OnProgress, Rollout, Rows
 from r2rec_jax.sampling.sampler import check_sampling
 from r2rec_jax.sampling.step import Cache, MergedLayer, merge_layer
-
-OnCompile = Callable[[str, float], None]
-OnProgress = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """What :meth:`Decoder.generate` returns.
-
-    Attributes:
-        tokens: int32 [P, G, T], the pad id after each row's length.
-        lengths: int32 [P, G], tokens of each row, the end token included.
-        logprobs: float32 [P, G, T], log softmax(logits / temperature) of each token over the whole vocabulary, nats
-            (temperature 1 when greedy); 0 after the length.
-        finished: bool [P, G]; False where the limit cut the row off.
-    """
-
-    tokens: np.ndarray
-    lengths: np.ndarray
-    logprobs: np.ndarray
-    finished: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -139,8 +118,8 @@ class Decoder:
         self.layout, self.attention = layout, attention
         self.buckets = buckets or Buckets()
         self.mesh, self.shards = mesh, row_shards(mesh)
-        self._compiled: dict[tuple[Any, ...], Any] = {}
-        self._on_compile: OnCompile | None = None
+        self._compiled = Compiled(mesh)
+        self._on_compile: Report = silent
 
     @property
     def compilations(self) -> int:
@@ -150,7 +129,7 @@ class Decoder:
     def generate(
         self, lora: nnx.State, base: nnx.State, prompts: Sequence[Sequence[int]], *, group: int, max_new_tokens: int,
         temperature: float, top_p: float, key: Key[Array, ""], row_ids: np.ndarray | Sequence[int] | None = None,
-        on_compile: OnCompile | None = None, on_progress: OnProgress | None = None,
+        on_compile: Report = silent, on_progress: OnProgress | None = None,
     ) -> Rollout:
         """Draw ``group`` completions of every prompt.
 
@@ -184,7 +163,7 @@ class Decoder:
         filled = [prompts[i] if i >= 0 else [self.pad_id] for i in places]
         filled_ids = np.where(places[:, None] >= 0, ids.reshape(-1, group)[places], 0).astype(np.int32)
         state = self._start(lora, base, filled, filled_ids, places >= 0, max_new_tokens, rule, key, numbers)
-        rows = _Rows(places, len(prompts), group, max_new_tokens, self.pad_id)
+        rows = Rows(places, len(prompts), group, max_new_tokens, self.pad_id)
         merged = self._merged(lora, base)
         self._decode(merged, lora, base, state, rows, rule, key, numbers, on_progress)
         return rows.rollout()
@@ -276,7 +255,7 @@ class Decoder:
 
     def _decode(
         self, merged: tuple[MergedLayer, ...] | None, lora: nnx.State, base: nnx.State, state: DecodeState,
-        rows: _Rows, rule: Sampling, key: Array, numbers: tuple[Any, Any], on_progress: OnProgress | None,
+        rows: Rows, rule: Sampling, key: Array, numbers: tuple[Any, Any], on_progress: OnProgress | None,
     ) -> None:
         """Run segments until every row has ended; finished prompts leave at the boundaries."""
         sizes = self.buckets
@@ -314,45 +293,11 @@ class Decoder:
     def _call(self, what: str, function: Callable[..., Any], static: tuple[Any, ...], args: tuple[Any, ...], *,
               key: tuple[Any, ...], donate: tuple[int, ...] = ()) -> Any:
         """Run ``function(*static, *args)``, compiled once for each (what, key)."""
-        if (what, key) not in self._compiled:
-            began = time.perf_counter()
-            self._compiled[what, key] = compile_placed(lambda *a: function(*static, *a), args, donate, self.mesh)
-            if self._on_compile is not None:
-                self._on_compile(f"{what} {'x'.join(str(k) for k in key if isinstance(k, int))}".strip(),
-                                 time.perf_counter() - began)
-        return self._compiled[what, key](*args)
+        name = f"{what} {'x'.join(str(k) for k in key if isinstance(k, int))}".strip()
+        return self._compiled.run((what, key), name, lambda *a: function(*static, *a), args, donate=donate,
+                                  report=self._on_compile)
 
 
 def _shape(state: DecodeState) -> tuple[int, int, int, int]:
     prompts, group, capacity = state.tokens.shape
     return prompts, group, state.caches[0].prefix_k.shape[2], capacity
-
-
-class _Rows:
-    """The host's side of a call: where each prompt of the device batch belongs, and what it has produced."""
-
-    def __init__(self, places: np.ndarray, prompts: int, group: int, limit: int, pad_id: int) -> None:
-        self.limit, self.places = limit, places
-        shape = (prompts, group, limit)
-        self.tokens, self.logprobs = np.full(shape, pad_id, np.int32), np.zeros(shape, np.float32)
-        self.lengths, self.finished = np.zeros(shape[:2], np.int32), np.zeros(shape[:2], bool)
-
-    def collect(self, state: DecodeState, on_progress: OnProgress | None) -> np.ndarray:
-        """Copy what the device has; returns which prompts of its batch still have a row running."""
-        done, lengths, tokens, logprobs = to_host((state.done, state.lengths, state.tokens, state.logprobs))
-        real = self.places >= 0
-        at, width = self.places[real], min(self.limit, tokens.shape[2])
-        new = int(lengths[real].sum() - self.lengths[at].sum())
-        self.tokens[at, :, :width] = tokens[real, :, :width]
-        self.logprobs[at, :, :width] = logprobs[real, :, :width]
-        self.lengths[at], self.finished[at] = lengths[real], done[real]
-        if on_progress is not None and new:
-            on_progress(new)
-        return real & ~done.all(axis=1)
-
-    def keep(self, kept: np.ndarray) -> None:
-        """The device batch now holds these of its prompts."""
-        self.places = self.places[kept]
-
-    def rollout(self) -> Rollout:
-        return Rollout(self.tokens, self.lengths, self.logprobs, self.finished)

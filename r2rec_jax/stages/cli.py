@@ -15,6 +15,7 @@ from typing import Any
 
 from r2rec_jax import files, stopping
 from r2rec_jax.config import TrainConfig
+from r2rec_jax.parallel.kept import keep_compiled
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILED = 1
@@ -81,6 +82,8 @@ def run_entry(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] 
     """
     try:
         with stopping.listening(last=argv is None):
+            if argv is None:  # a process of its own
+                keep_compiled()
             main(argv)
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("R2REC_TRACEBACK"):

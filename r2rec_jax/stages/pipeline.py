@@ -17,6 +17,7 @@ import yaml
 from r2rec_jax.config import TrainConfig, as_plain
 from r2rec_jax.files import write_text
 from r2rec_jax.parallel.distributed import company, is_first, on_first, several, start
+from r2rec_jax.parallel.kept import programs
 from r2rec_jax.progress import format_duration, mute, say
 from r2rec_jax.stages.reuse import reuse_stages
 from r2rec_jax.stages.run import RunFolder, builds_on
@@ -53,6 +54,8 @@ def run_stages(config: TrainConfig, stages: Sequence[str], *, overwrite: bool = 
     load_functions(config.rewards.functions)  # a wrong import path must not wait for the hours before GRPO
     started = time.monotonic()
     start(config.parallel)
+    counted = programs()
+    before = counted.compiled, counted.read
     run = RunFolder(Path(config.run_dir).expanduser(), config)
     with company(), ExitStack() as held:
         if not is_first():
@@ -75,6 +78,7 @@ def run_stages(config: TrainConfig, stages: Sequence[str], *, overwrite: bool = 
         from r2rec_jax.stages.finish import finish
 
         outcome = on_first(lambda: finish(work, stages))
+    say(f"{counted.compiled - before[0]} programs compiled, {counted.read - before[1]} read as kept before")
     say(f"done in {format_duration(time.monotonic() - started)}; everything is in {run.path}")
     return outcome
 

@@ -25,17 +25,18 @@ from jaxtyping import Array
 from r2rec_jax.checkpoints import one_line
 from r2rec_jax.config import GrpoConfig
 from r2rec_jax.models.lora import copy_lora, zeros_like_lora
+from r2rec_jax.parallel.compiling import Report, silent
 from r2rec_jax.parallel.distributed import FirstFailed, check_stop, on_first
 from r2rec_jax.parallel.sharding import place
-from r2rec_jax.sampling.decoder import Rollout
+from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.tokens.examples import Batch, Example
 from r2rec_jax.tokens.loader import make_loader
 from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.losses import completion_weights, group_advantages, grpo_loss
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.policy import FrozenModel
-from r2rec_jax.training.programs import Program, Report, silent
-from r2rec_jax.training.rollouts import Generate, GroupBatch, group_shape, lay_out
+from r2rec_jax.training.programs import Program
+from r2rec_jax.training.rollouts import Generate, GroupBatch, group_shape, lay_out, with_advantages
 from r2rec_jax.training.session import RewardError, Session, Trained
 from r2rec_jax.training.shared import SharedCheckpoints
 from r2rec_jax.training.state import (
@@ -150,15 +151,15 @@ def train_grpo(
             rollout = roll_out(session.state.params, model, chosen, config, environment, seed, step, session.report)
             clock.lap("rollout_seconds")
             check_stop()
+            passes = make_passes(chosen, rollout, config, longest, environment.pad_id, model.row_shards)
+            passes = [with_scores(group, score, session.state.params, reference, model.base, config)
+                      for group in passes]
             texts = completion_texts(rollout, environment.decode)
             rewards = shared_rewards(environment.reward, texts, ids, config.group_size)
             clock.lap("reward_seconds")
             check_stop()
             lr = learning_rate(schedule, session.state)
-            passes = make_passes(chosen, rollout, rewards["total"], config, longest, environment.pad_id,
-                                 model.row_shards)
-            passes = [with_scores(group, score, session.state.params, reference, model.base, config)
-                      for group in passes]
+            passes = with_advantages(passes, group_advantages(rewards["total"], config.scale_rewards))
             state, values = update(session.state, updates, model.base, passes, config.iterations)
             clock.lap("update_seconds")
             values |= {"lr": lr, **step_metrics(rollout, rewards), **clock.laps}
@@ -242,20 +243,20 @@ def make_scoring(model: FrozenModel, temperature: float, report: Report = silent
     return Program("scoring", score, report=report, mesh=model.mesh)
 
 
-def make_passes(chosen: Sequence[Example], rollout: Rollout, rewards: np.ndarray, config: GrpoConfig, longest: int,
-                pad_id: int, row_shards: int = 1) -> list[GroupBatch]:
-    """The device passes of a step, ``micro_prompts`` rows on each of ``row_shards`` devices, without scores."""
+def make_passes(chosen: Sequence[Example], rollout: Rollout, config: GrpoConfig, longest: int, pad_id: int,
+                row_shards: int = 1) -> list[GroupBatch]:
+    """The device passes of a step, ``micro_prompts`` rows on each of ``row_shards`` devices, without scores and
+    advantages."""
     kept = rollout.finished if config.mask_truncated else np.ones_like(rollout.finished)
     weights = completion_weights(rollout.lengths, kept, config.loss, config.max_new_tokens, config.micro_prompts)
-    return lay_out([example.prompt_ids for example in chosen], rollout,
-                   group_advantages(rewards, config.scale_rewards), weights,
+    return lay_out([example.prompt_ids for example in chosen], rollout, weights,
                    group_shape(rollout, longest, config.max_new_tokens), config.micro_prompts * row_shards, pad_id)
 
 
 def with_scores(group: GroupBatch, score: Program, lora: nnx.State, reference: nnx.State, base: nnx.State,
                 config: GrpoConfig) -> GroupBatch:
     """The pass with the log-probabilities that the loss needs and nothing more: reference if beta > 0, old if the
-    rollouts serve more than one update."""
+    rollouts serve more than one update. It does not wait for them: the device works while the host rewards."""
     return replace(
         group, reference=score(reference, base, group.rows)["logprobs"] if config.beta > 0 else None,
         old=score(lora, base, group.rows)["logprobs"] if config.iterations > 1 else None)

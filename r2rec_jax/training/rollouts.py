@@ -8,6 +8,7 @@ still sees the prompt and itself alone, at the positions it would have in a row 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import flax.struct
@@ -17,9 +18,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from r2rec_jax.sampling.decoder import Rollout
+from r2rec_jax.parallel.compiling import Report, silent
+from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.tokens.examples import Batch, group_rows
-from r2rec_jax.training.programs import Report
 from r2rec_jax.training.rows import RowShape, round_up
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -31,7 +32,7 @@ class Generate(Protocol):
 
     def __call__(self, lora: nnx.State, base: nnx.State, prompts: Sequence[Sequence[int]], *, group: int,
                  max_new_tokens: int, temperature: float, top_p: float, key: Array,
-                 row_ids: np.ndarray | Sequence[int] | None = None, on_compile: Report | None = None) -> Rollout:
+                 row_ids: np.ndarray | Sequence[int] | None = None, on_compile: Report = silent) -> Rollout:
         """G completions of every prompt; see the decoder."""
         ...
 
@@ -42,7 +43,7 @@ class GroupBatch:
 
     Attributes:
         rows: tokens and targets.
-        advantages: A_i of the token's completion.
+        advantages: A_i of the token's completion; 0 until the rewards are known (:func:`with_advantages`).
         weights: of the token in the update's J; 0 for padding and for dropped completions.
         sampled: log-probabilities that the sampler reported.
         completions: which completion of the row a token belongs to, from 0.
@@ -74,18 +75,18 @@ def group_shape(rollout: Rollout, longest_prompt: int, max_new_tokens: int) -> R
 def lay_out(
     prompts: Sequence[Sequence[int]],
     rollout: Rollout,
-    advantages: Float[np.ndarray, "P G"],
     weights: Float[np.ndarray, "P G"],
     shape: RowShape,
     micro_prompts: int,
     pad_id: int = 0,
 ) -> list[GroupBatch]:
-    """The passes of a step, ``micro_prompts`` rows each; the last one may end with rows of padding.
+    """The passes of a step before its rewards are known, ``micro_prompts`` rows each; the last one may end with rows of
+    padding.
 
     Args:
         prompts: P prompts.
         rollout: their completions.
-        advantages, weights: one number a completion, repeated over its tokens.
+        weights: one number a completion, repeated over its tokens.
         shape: of a row.
         micro_prompts: B.
         pad_id: written where there is no token; never read.
@@ -93,8 +94,7 @@ def lay_out(
     width = rollout.tokens.shape[2]
     padded = group_rows(prompts, rollout.tokens, max(len(p) for p in prompts), width, lengths=rollout.lengths,
                         pad_id=pad_id)
-    per_token = [np.broadcast_to(x[:, :, None], rollout.tokens.shape).reshape(len(prompts), -1)
-                 for x in (advantages, weights)]
+    per_token = np.broadcast_to(weights[:, :, None], rollout.tokens.shape).reshape(len(prompts), -1)
     sampled = rollout.logprobs.reshape(len(prompts), -1)
     numbers = np.arange(rollout.tokens.shape[1], dtype=np.int32)[None, :, None]
     completions = np.broadcast_to(numbers, rollout.tokens.shape).reshape(len(prompts), -1)
@@ -102,11 +102,28 @@ def lay_out(
     passes = []
     for start in range(0, len(prompts), micro_prompts):
         chosen = slice(start, start + micro_prompts)
-        columns = [_left_align(x[chosen], real[chosen], micro_prompts, shape.targets) 
-                   for x in (*per_token, sampled, completions)]
+        columns = [_left_align(x[chosen], real[chosen], micro_prompts, shape.targets)
+                   for x in (per_token, sampled, completions)]
         part = jax.tree.map(lambda x, chosen=chosen: x[chosen], padded)
-        passes.append(GroupBatch(squeeze(part, micro_prompts, shape, pad_id), *map(jnp.asarray, columns)))
+        none_yet = np.zeros(columns[0].shape, np.float32)
+        passes.append(GroupBatch(squeeze(part, micro_prompts, shape, pad_id), *map(jnp.asarray, (none_yet, *columns))))
     return passes
+
+
+def with_advantages(passes: Sequence[GroupBatch], advantages: Float[np.ndarray, "P G"]) -> list[GroupBatch]:
+    """The passes with each completion's advantage at its tokens; rows lie in the order of the prompts.
+
+    Advantages ``[[5, 7]]`` of a row whose completions are ``[0, 0, 1]`` and a padded place give ``[5, 5, 7, 0]``.
+    """
+    out, start = [], 0
+    for group in passes:
+        columns = np.zeros(np.shape(group.advantages), np.float32)
+        real = np.asarray(group.rows.target_weights) > 0
+        for row, mine in enumerate(advantages[start:start + len(columns)]):
+            columns[row] = np.where(real[row], mine[np.asarray(group.completions)[row]], 0)
+        out.append(replace(group, advantages=jnp.asarray(columns)))
+        start += len(columns)
+    return out
 
 
 def squeeze(batch: Batch, rows: int, shape: RowShape, pad_id: int = 0) -> Batch:

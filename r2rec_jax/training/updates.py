@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from r2rec_jax.training.programs import Program, Report, silent
+from r2rec_jax.parallel.compiling import Report, silent
+from r2rec_jax.training.programs import Program
 from r2rec_jax.training.state import TrainState, apply_or_skip
 
 LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]

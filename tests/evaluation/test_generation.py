@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from r2rec_jax.evaluation.generation import policy_generate
-from r2rec_jax.sampling.decoder import Rollout
+from r2rec_jax.sampling.rollout import Rollout
 
 END = 9
 

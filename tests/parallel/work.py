@@ -24,7 +24,8 @@ from r2rec_jax.models.llama import LlamaConfig, abstract_llama, split_llama
 from r2rec_jax.parallel import distributed
 from r2rec_jax.parallel.mesh import make_mesh
 from r2rec_jax.parallel.sharding import place, to_host
-from r2rec_jax.sampling.decoder import Buckets, Decoder, Rollout
+from r2rec_jax.sampling.decoder import Buckets, Decoder
+from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.tokens.examples import Example
 from r2rec_jax.training.grpo import Environment, train_grpo
 from r2rec_jax.training.policy import FrozenModel

@@ -18,7 +18,8 @@ from r2rec_jax.models.lora import init_lora
 from r2rec_jax.models.shapes import DEEPSEEK_8B, KNOWN
 from r2rec_jax.rewards.steps import Band
 from r2rec_jax.rewards.total import compute
-from r2rec_jax.sampling.decoder import Decoder, Rollout
+from r2rec_jax.sampling.decoder import Decoder
+from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.stages.export import export_merged, export_peft
 from r2rec_jax.tokens.examples import Example, Limits, make_example, pack
 from r2rec_jax.tokens.tokenizer import Tokenizer

@@ -78,6 +78,17 @@ def test_the_formula_is_near_the_compiled_program(stage: str, remat: str) -> Non
     assert 0.85 < estimated / compiled < 1.15
 
 
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_logits_of_a_row_never_exist(stage: str) -> None:
+    """By the compiled step's own account of its memory: less than one array [C, V] of the scored places, let alone of
+    all T."""
+    hf = {**KNOWN[DEEPSEEK_8B], "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+          "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 4096}
+    config = TrainConfig(backbone=BackboneConfig(remat="off", attention="xla"), grpo=GrpoConfig(beta=0.04))
+    shapes, row = formula.make_shapes(hf, config, ONE, on_cpu=True), RowShape(4096, 2048)
+    assert gradient_temporaries(shapes, config, stage, row, 1) < 4 * row.targets * 4096
+
+
 def test_entry_prints_a_table_and_touches_no_device(tmp_path: Path) -> None:
     """In a process that is told of a TPU and no CPU: asking for a device would end it."""
     out = tmp_path / "plan.json"

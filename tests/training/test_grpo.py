@@ -13,7 +13,9 @@ import pytest
 
 from r2rec_jax.config import GrpoConfig
 from r2rec_jax.models.lora import copy_lora, zeros_like_lora
-from r2rec_jax.sampling.decoder import Decoder, Rollout
+from r2rec_jax.sampling.decoder import Decoder
+from r2rec_jax.sampling.rollout import Rollout
+from r2rec_jax.training import grpo
 from r2rec_jax.training.grpo import Environment, make_passes, make_scoring, score_texts, train_grpo, with_scores
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.session import RewardError
@@ -149,7 +151,7 @@ def score(tiny):
 def one_pass(prompts, config=CONFIG):
     rollout = fake_generate(None, None, [p.prompt_ids for p in prompts], group=4, max_new_tokens=8, temperature=1.0,
                             top_p=1.0, key=jax.random.key(0), row_ids=range(8))
-    return make_passes(prompts, rollout, np.arange(8.0).reshape(2, 4), config, 12, 0)[0]
+    return make_passes(prompts, rollout, config, 12, 0)[0]
 
 
 def test_reference_scores_come_from_the_reference_tree(tiny, prompts, score):
@@ -163,6 +165,23 @@ def test_reference_scores_come_from_the_reference_tree(tiny, prompts, score):
     without = with_scores(group, score, lora, lora, model.base, dataclasses.replace(CONFIG, beta=0.0, iterations=2))
     assert without.reference is None
     np.testing.assert_array_equal(without.old, score(lora, model.base, group.rows)["logprobs"])
+
+
+def test_the_device_is_given_the_scoring_before_the_host_rewards(tiny, prompts, monkeypatch):
+    order = []
+
+    def spy(*args):
+        order.append("scoring")
+        return with_scores(*args)
+
+    def rewarding(texts, example_ids):
+        order.append("rewards")
+        return reward(texts, example_ids)
+
+    monkeypatch.setattr(grpo, "with_scores", spy)
+    environment = Environment(fake_generate, text_of, rewarding)
+    train_grpo(*tiny, prompts, dataclasses.replace(CONFIG, steps=2), environment, seed=0)
+    assert order == ["scoring", "scoring", "rewards"] * 2
 
 
 @pytest.mark.parametrize(("reference", "start"), [("sft", "sft"), ("base", "sft"), ("base", "base")])

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r2rec_jax.config import GrpoConfig
-from r2rec_jax.sampling.decoder import Rollout
+from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.tokens.examples import Example, group_rows, pad
 from r2rec_jax.training.grpo import make_grpo_loss, make_passes
-from r2rec_jax.training.rollouts import GroupBatch, group_shape, squeeze
+from r2rec_jax.training.losses import group_advantages
+from r2rec_jax.training.rollouts import GroupBatch, group_shape, squeeze, with_advantages
 from r2rec_jax.training.rows import RowShape
 
 LIMIT = 6
@@ -74,10 +75,6 @@ def test_shapes_are_few():
     assert {group_shape(r, 70, 128) for r in lengths} == {RowShape(128 + c, c) for c in (256, 512, 768, 1024)}
 
 
-OPTIONS = [*itertools.product(("grpo", "dr_grpo", "dapo", "bnpo"), (0.0, 0.1), (1, 2), (False, True), ("token",)),
-           *itertools.product(("grpo", "dapo"), (0.0, 0.1), (1, 2), (True,), ("sequence",))]
-
-
 @pytest.fixture(scope="module")
 def case(make_examples):
     """Two prompts with three completions each, one of them cut off at the limit, and their scores by old policies."""
@@ -89,55 +86,72 @@ def case(make_examples):
     return prompts, groups, rollout, rng.normal(size=(2, 3)), noise
 
 
-@pytest.fixture(scope="module")
-def value_and_grad(tiny):
-    """Compiled once for each configuration of the loss that makes a difference to the program."""
-    model, _ = tiny
-    return {(beta, level): jax.jit(jax.value_and_grad(
-        make_grpo_loss(model, GrpoConfig(beta=beta, importance=level, temperature=0.7, sampler_cap=1.5, group_size=3)),
-        has_aux=True)) for beta in (0.0, 0.1) for level in ("token", "sequence")}
+def scored_by(group: GroupBatch, places, old, reference) -> GroupBatch:
+    """The pass with these policies' scores; ``places`` says which (prompt, completion, token) each column holds."""
+    def laid(values):
+        out = np.zeros(group.weights.shape, np.float32)
+        out[0, : len(places)] = [values[place] for place in places]
+        return out
+
+    return group.replace(**{name: None if values is None else laid(values)
+                            for name, values in (("old", old), ("reference", reference))})
 
 
-@pytest.mark.parametrize(("loss", "beta", "iterations", "mask_truncated", "level"), OPTIONS)
-def test_shared_prefix_equals_the_naive_layout(tiny, case, value_and_grad, loss, beta, iterations, mask_truncated,
-                                              level):
+@pytest.mark.parametrize(("micro", "shards"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_advantages_lie_at_their_completions_tokens(case, micro, shards):
+    prompts, groups, rollout, _, _ = case
+    config = GrpoConfig(group_size=3, prompts_per_step=2, micro_prompts=micro, max_new_tokens=LIMIT)
+    advantages = np.arange(1.0, 7.0).reshape(2, 3)
+    passes = with_advantages(make_passes(prompts, rollout, config, 12, 0, shards), advantages)
+    columns = np.concatenate([group.advantages for group in passes])
+    for p, row in enumerate(groups):
+        expected = np.repeat(advantages[p], [len(completion) for completion in row])
+        np.testing.assert_array_equal(columns[p, : len(expected)], expected)
+        assert not columns[p, len(expected):].any()
+    assert not columns[2:].any(), "rows of padding"
+
+
+PROGRAMS = [(beta, iterations, level, cap) for beta, iterations, level, cap in itertools.product(
+    (0.0, 0.1), (1, 2), ("token", "sequence"), (None, 1.5))
+    if (beta > 0) ^ (iterations > 1) ^ (level == "sequence") ^ (cap is None)]
+"""Half of the combinations: any three of the four options in all of theirs."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("beta", "iterations", "level", "cap"), PROGRAMS)
+def test_shared_prefix_equals_the_naive_layout(tiny, case, beta, iterations, level, cap):
+    """Value and gradient under every option: the parameters here make programs, those within change what they get."""
     model, lora = tiny
     prompts, groups, rollout, rewards, (old, reference) = case
-    config = GrpoConfig(group_size=3, prompts_per_step=2, loss=loss, beta=beta, iterations=iterations,
-                        mask_truncated=mask_truncated, max_new_tokens=LIMIT, temperature=0.7)
-    step = value_and_grad[beta, level]
+    program = GrpoConfig(group_size=3, prompts_per_step=2, beta=beta, iterations=iterations, importance=level,
+                         sampler_cap=cap, max_new_tokens=LIMIT, temperature=0.7)
+    step = jax.jit(jax.value_and_grad(make_grpo_loss(model, program), has_aux=True))
+    scores = old if iterations > 1 else None, reference if beta else None
 
-    def scored(group: GroupBatch, places) -> GroupBatch:
-        shape = group.weights.shape
-        values = [np.zeros(shape, np.float32) for _ in range(2)]
-        for row, columns in enumerate(places):
-            for column, place in enumerate(columns):
-                values[0][row, column], values[1][row, column] = old[place], reference[place]
-        return group.replace(old=jnp.asarray(values[0]) if iterations > 1 else None,
-                             reference=jnp.asarray(values[1]) if beta else None)
+    def add(total, group):
+        (value, _), grads = jax.device_get(step(lora, model.base, group))
+        return total[0] + value, [a + b for a, b in zip(total[1], jax.tree.leaves(grads), strict=True)]
 
-    places = [[(p, g, t) for g in range(3) for t in range(rollout.lengths[p, g])] for p in range(2)]
-    shared = 0.0, jax.tree.map(jnp.zeros_like, lora)
-    passes = make_passes(prompts, rollout, rewards, config, 12, 0)
-    assert len(passes) == 2
-    for p, group in enumerate(passes):
-        (value, _), grads = step(lora, model.base, scored(group, [places[p]]))
-        shared = shared[0] + float(value), jax.tree.map(jnp.add, shared[1], grads)
-
-    naive = 0.0, jax.tree.map(jnp.zeros_like, lora)
-    for p, g in np.ndindex(2, 3):
-        mine = [place for place in places[p] if place[1] == g]
-        columns = [i for i, place in enumerate(places[p]) if place[1] == g]
-        length, targets = passes[p].rows.tokens.shape[1], passes[p].weights.shape[1]
-        rows = pad([Example("x", prompts[p].prompt_ids, tuple(groups[p][g]))], length, targets)
-        parts = [jnp.zeros((1, targets)).at[0, : len(mine)].set(x[0, np.array(columns)])
-                 for x in (passes[p].advantages, passes[p].weights, passes[p].sampled)]
-        alone = GroupBatch(rows, *parts, jnp.zeros((1, targets), jnp.int32))
-        (value, _), grads = step(lora, model.base, scored(alone, [mine]))
-        naive = naive[0] + float(value), jax.tree.map(jnp.add, naive[1], grads)
-
-    assert shared[0] == pytest.approx(naive[0], rel=1e-4, abs=1e-6)
-    largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(naive[1]))
-    assert largest > 1e-4
-    for a, b in zip(jax.tree.leaves(shared[1]), jax.tree.leaves(naive[1]), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5 * largest)
+    for form, mask_truncated, scale in itertools.product(
+            ("grpo", "dr_grpo", "dapo", "bnpo"), (False, True), ("group", "batch", "none")):
+        config = replace(program, loss=form, mask_truncated=mask_truncated, scale_rewards=scale)
+        passes = with_advantages(make_passes(prompts, rollout, config, 12, 0), group_advantages(rewards, scale))
+        assert len(passes) == 2
+        shared = naive = 0.0, [np.zeros(x.shape, np.float32) for x in jax.tree.leaves(lora)]
+        for p, group in enumerate(passes):
+            places = [(p, g, t) for g in range(3) for t in range(rollout.lengths[p, g])]
+            shared = add(shared, scored_by(group, places, *scores))
+            length, targets = group.rows.tokens.shape[1], group.weights.shape[1]
+            for g in range(3):
+                columns = np.array([i for i, place in enumerate(places) if place[1] == g])
+                rows = pad([Example("x", prompts[p].prompt_ids, tuple(groups[p][g]))], length, targets)
+                parts = [np.pad(np.asarray(x)[:, columns], ((0, 0), (0, targets - len(columns))))
+                         for x in (group.advantages, group.weights, group.sampled)]
+                alone = GroupBatch(rows, *parts, np.zeros((1, targets), np.int32))
+                naive = add(naive, scored_by(alone, [place for place in places if place[1] == g], *scores))
+        told = (form, mask_truncated, scale)
+        assert shared[0] == pytest.approx(naive[0], rel=1e-4, abs=1e-6), told
+        largest = max(float(np.abs(x).max()) for x in naive[1])
+        assert largest > 1e-4, told
+        for a, b in zip(shared[1], naive[1], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5 * largest, err_msg=str(told))

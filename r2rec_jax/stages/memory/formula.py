@@ -5,9 +5,8 @@ What a program holds besides, its temporaries, is a formula here, counted in act
 program itself is asked instead (``compiled``). For n tokens on a device, B rows, in the model's letters:
 
     saved for the backward pass   L n D with recomputation, L n A without,  A = 6 D + 3 N H + 3 K H + 5 F
-    one layer at work             2 n A
-    attention in blocks           3 scores [B, N, 256, T] in float32
-    logits                        4 arrays [256, V] in float32, beside the scored states [C, D] twice
+    one layer at work             2 n A, and 3 tiles of scores [B, N, Q, S] in float32 (``models.blockwise``)
+    or the head at work           4 arrays [256, V] in float32, beside the scored states [C, D] twice
     gathered weights (fsdp > 1)   two layers, the embedding and the head, whole
 
 ``A`` lists what a layer keeps of a token: the residual stream before and after attention, both inputs before and after
@@ -26,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from r2rec_jax.config import TrainConfig
-from r2rec_jax.models.blockwise import BLOCK
+from r2rec_jax.models.blockwise import ACCELERATOR_BLOCK, CPU_BLOCK, tile_sizes
 from r2rec_jax.models.llama import LlamaConfig, abstract_llama, split_llama
 from r2rec_jax.parallel.sharding import names_of, spec_of
 from r2rec_jax.sampling.decoder import Buckets, size_bucket
@@ -145,10 +144,11 @@ def training_temporaries(shapes: Shapes, row: RowShape, rows: int, remat: bool) 
     c, size = shapes.config, shapes.dtype.itemsize
     tokens, split = rows * row.length, shapes.sizes["tensor"]
     numbers = layer_numbers(c) // split
-    scores = 3 * rows * c.heads // split * min(BLOCK, row.length) * row.length * 4
+    queries, keys = tile_sizes(row.length, CPU_BLOCK if shapes.on_cpu else ACCELERATOR_BLOCK)
+    scores = 3 * rows * c.heads // split * queries * keys * 4
     saved = c.layers * tokens * (c.hidden_size if remat else numbers) * size
-    return {"activations": saved + 2 * tokens * numbers * size + scores,
-            "logits": logit_bytes(shapes, rows * row.targets), "gathered weights": gathered_bytes(shapes)}
+    at_work = max(2 * tokens * numbers * size + scores, logit_bytes(shapes, rows * row.targets))
+    return {"saved activations": saved, "layer or head at work": at_work, "gathered weights": gathered_bytes(shapes)}
 
 
 def _wide(shapes: Shapes) -> Any:

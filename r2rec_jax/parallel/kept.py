@@ -1,0 +1,103 @@
+"""Compiled programs kept between processes: JAX's persistent compilation cache, on for every entry.
+
+The settings go to the environment, so that processes that are started from here have them too. Which programs are the
+same is JAX's decision (program, flags, devices, versions). What is added to it: a folder a kind of CPU, since programs
+for one may not run on another that shares the home folder; a bound on its size; and a sweep of what a killed process
+left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+from functools import cache
+from pathlib import Path
+
+from r2rec_jax.progress import say
+
+VARIABLE = "R2REC_COMPILED"
+"""Environment variable: another folder for compiled programs, or ``off``."""
+FOLDER = "~/.cache/r2rec_jax/compiled"
+MAX_BYTES = 4 * 10**9
+"""Programs that were used longest ago leave a folder of this size."""
+
+
+def keep_compiled() -> None:
+    """Have JAX keep compiled programs, and read those that it has kept. Call it before anything is compiled.
+
+    ``R2REC_COMPILED`` names another folder or is ``off``. A ``JAX_COMPILATION_CACHE_DIR`` of the user's own is left as
+    it is, with every setting of JAX's.
+    """
+    given = os.environ.get(VARIABLE) or FOLDER
+    if given == "off" or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    folder = Path(given).expanduser() / machine()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+    except OSError as error:
+        say(f"compiled programs are not kept: {error}; {VARIABLE} names another folder, or is off")
+        return
+    settings = {"jax_compilation_cache_dir": str(folder), "jax_compilation_cache_max_size": MAX_BYTES,
+                "jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1,
+                "jax_persistent_cache_enable_xla_caches": "none"}  # those have no bound
+    os.environ.update({name.upper(): str(value) for name, value in settings.items()})
+    if "jax" in sys.modules:  # it has read the environment already
+        import jax
+
+        for name, value in settings.items():
+            jax.config.update(name, value)
+
+
+def machine() -> str:
+    """A name for this kind of CPU, from its model and features."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.is_file() else [platform.processor()]
+    kinds = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))} or {*lines[:1]})
+    return f"{platform.machine()}-{hashlib.sha256(''.join(kinds).encode()).hexdigest()[:8]}"
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a process left that was killed while it wrote: an entry without its time of use, written last.
+
+    JAX would warn of such an entry in every run, or store nothing any more.
+    """
+    import filelock
+
+    try:
+        with filelock.FileLock(folder / ".lockfile", timeout=10):  # JAX's own lock
+            for entry in folder.glob("*-cache"):
+                if not entry.with_name(entry.name.removesuffix("-cache") + "-atime").is_file():
+                    entry.unlink()
+    except filelock.Timeout:
+        return  # others are at work on it
+
+
+class Programs:
+    """How many programs this process has compiled, and how many it has read instead."""
+
+    def __init__(self) -> None:
+        import jax
+
+        self._asked, self.read = 0, 0
+        jax.monitoring.register_event_listener(self._on_event)
+        jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+
+    @property
+    def compiled(self) -> int:
+        """Programs that were not kept."""
+        return self._asked - self.read
+
+    def _on_event(self, event: str, **_: object) -> None:
+        self.read += event == "/jax/compilation_cache/cache_hits"
+
+    def _on_duration(self, event: str, duration_secs: float, **_: object) -> None:
+        self._asked += event == "/jax/core/compile/backend_compile_duration"
+
+
+@cache
+def programs() -> Programs:
+    """The process's counter; it counts from the first call on."""
+    return Programs()
