@@ -80,7 +80,8 @@ def test_a_pass_over_histories_tells_every_like_once(work: Workspace) -> None:
 
 
 def test_the_answer_of_a_choice_is_the_next_like_and_the_others_are_unknown_to_the_user(work: Workspace) -> None:
-    index, likes = labels(work), [liked.tolist() for liked in training_likes(work.prepared)]
+    index = labels(work) | {item_text(item): i for i, item in enumerate(work.prepared.dataset.items)}
+    likes = [liked.tolist() for liked in training_likes(work.prepared)]
     graph, sizes, choices = work.prepared.graph, set(), 0
     for parts in liked_choices(work.prepared, np.random.default_rng(1)):
         assert [wanted for _, wanted in parts] == [True] + [False, True] * (len(parts) // 2), "lists are not trained"
