@@ -1,7 +1,7 @@
 """What the ``tiny`` backbone is pretrained on: the text of the training side of the data, and nothing of any held-out
 event.
 
-Kinds of text, each ended by the end token, in the shares of ``pretrain.mix``. A kind is gone through again and again,
+Kinds of text, with begin and end tokens, in the shares of ``pretrain.mix``. A kind is gone through again and again,
 in a new order and with new draws each time, until it has its share of the tokens that the stage reads. One answer a
 prompt is a thin signal for a model that starts from nothing: histories and choices say something with every item.
 What is drawn at random or given (the lists of choices, the prompts of thoughts and examples) is read but not trained.
@@ -85,14 +85,16 @@ def _until(one_pass: Pass, tokens: float, rng: np.random.Generator, kind: str) -
 def _passes(work: Workspace, kind: str) -> Pass:
     tokenizer, prepared = work.tokenizer, work.prepared
 
-    def ended(*parts: Part) -> Text:
+    begin = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
+
+    def ended(*parts: Part, before: Sequence[int] = begin) -> Text:
         ids = [tokenizer.encode_completion(text) for text, _ in parts]
         trained = [wanted for (_, wanted), part in zip(parts, ids, strict=True) for _ in part]
-        return Text((*(token for part in ids for token in part), tokenizer.end_id), (*trained, True))
+        return Text((*before, *(token for part in ids for token in part), tokenizer.end_id),
+                    (*(False for _ in before), *trained, True))
 
     def chat(prompt: str, completion: str) -> Text:
-        before, after = tokenizer.chat(prompt).ids, ended((completion, True))
-        return Text((*before, *after.ids), (*(False for _ in before), *after.trained))
+        return ended((completion, True), before=tokenizer.chat(prompt).ids)
 
     def shuffled(texts: Sequence[Text]) -> Pass:
         return lambda rng: (texts[i] for i in rng.permutation(len(texts)))

@@ -118,8 +118,9 @@ def test_the_corpus_has_the_tokens_and_shares_that_were_asked_for_and_is_drawn_f
     assert 10 * 4 * 512 <= total <= 10 * 4 * 512 + 8 * max(len(text.ids) for phase in phases for text in phase)
     assert tokens[0] / total == pytest.approx(2 / 7 * BARE, rel=0.1), "lists come first"
     assert tokens[1] / total == pytest.approx(2 / 7 * LISTED, rel=0.1)
-    end, bos = work.tokenizer.end_id, work.tokenizer.bos_id
-    prompted = sum(len(text.ids) for text in phases[2] if text.ids[0] == bos)
+    end, opening = work.tokenizer.end_id, work.tokenizer.chat("").ids[:2]
+    assert all(text.ids[0] == opening[0] and not (text.trained[0] and text.ids[-1] == end) for text in phases[2])
+    prompted = sum(len(text.ids) for text in phases[2] if text.ids[:2] == opening)
     assert prompted / total == pytest.approx(3 / 7, abs=0.1)
     answered = [text for text in phases[2] if text.ids[-1] == end]
     assert 0 < len(answered) < len(phases[2]), "prompts alone have no end"
