@@ -116,9 +116,17 @@ def _passes(work: Workspace, kind: str) -> Pass:
 
 
 def training_likes(prepared: Prepared) -> list[NDArray[np.integer]]:
-    """Every user's likes among the training edges, oldest first: no validation or test event, and nothing after it."""
+    """Every user's likes among the training edges, oldest first: no validation or test event, and nothing after it.
+
+    The targets of SFT and RL queries are left out too. A model that has read them remembers them, and then SFT and GRPO
+    train it to recall what it has read, which does not help with what nobody has.
+    """
     events = prepared.dataset.interactions
     wanted = prepared.training & (events.rating > prepared.data_config.positive_above)
+    for split in ("sft", "rl"):
+        for query in prepared.queries[split]:
+            start, end = events.offsets[query.user_idx:query.user_idx + 2]
+            wanted[start:end] &= events.item_idx[start:end] != query.target
     return [events.item_idx[start:end][wanted[start:end]]
             for start, end in zip(events.offsets[:-1], events.offsets[1:], strict=True)]
 
