@@ -20,11 +20,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from r2rec_jax.data.interactions import Item
 from r2rec_jax.prompts.answer import ANSWER, render_answer
 from r2rec_jax.prompts.templates import wording
 from r2rec_jax.prompts.thought import render_thought, render_thought_completion
-from r2rec_jax.prompts.verbalize import candidate_texts, item_labels, item_name, item_text
+from r2rec_jax.prompts.verbalize import item_labels, item_name, item_text
 from r2rec_jax.stages.prepared import Prepared
 from r2rec_jax.stages.rendering import distinct_chains, render_queries
 from r2rec_jax.stages.thinking import read_examples, shown_thoughts, write_thoughts
@@ -33,7 +32,7 @@ from r2rec_jax.training.pretrain import Text
 
 LIKES_A_TEXT = 20
 SHARE_WITH_FACTS = 0.25
-"""Of histories and choices: texts with every item's facts, as prompts list them; the others have names only."""
+"""Of histories: texts with every item's facts, as prompts list them. All else has names only."""
 CHOICE_SIZES = (1, 20)
 """Fewest and most items of a choice, small ones being more frequent (log-uniform)."""
 SHOWN_BEFORE_CHOICES = 5
@@ -182,25 +181,23 @@ def liked_choices(prepared: Prepared, rng: np.random.Generator) -> Iterator[list
         if not len(others):
             continue
         for start in range(int(rng.integers(1, SHOWN_BEFORE_CHOICES + 1)), len(liked), CHOICES_A_TEXT):
-            shown = [items[i] for i in liked[max(0, start - SHOWN_BEFORE_CHOICES):start]]
-            texts = candidate_texts if rng.random() < SHARE_WITH_FACTS else item_labels
-            head = "".join(f"- {texts([item])[0]}\n" for item in shown)
+            shown = liked[max(0, start - SHOWN_BEFORE_CHOICES):start]
+            head = "".join(f"- {item_labels([items[i]])[0]}\n" for i in shown)
             parts = [(f"Liked {words.items}:\n{head}", True)]
             for target in liked[start:start + CHOICES_A_TEXT]:
-                parts += _choice(prepared, int(target), others, texts, rng)
+                parts += _choice(prepared, int(target), others, rng)
             yield parts
 
 
-def _choice(prepared: Prepared, target: int, others: NDArray[np.integer], texts: Callable[[list[Item]], Sequence[str]],
-            rng: np.random.Generator) -> list[Part]:
+def _choice(prepared: Prepared, target: int, others: NDArray[np.integer], rng: np.random.Generator) -> list[Part]:
     """A numbered list, and the best of it."""
     least, most = CHOICE_SIZES
     count = min(int(np.exp(rng.uniform(np.log(least), np.log(most + 1)))), len(others) + 1)
     listed = rng.permutation([target, *rng.choice(others, count - 1, replace=False)]).tolist()
-    items = [prepared.dataset.items[i] for i in listed]
+    labels = item_labels([prepared.dataset.items[i] for i in listed])
     best = sorted(range(count), key=lambda i: (listed[i] != target, -prepared.item_scores[listed[i]]))
-    lines = "".join(f"{number}. {text}\n" for number, text in enumerate(texts(items), start=1))
-    answer = render_answer(best, "titles", item_labels(items), ANSWERED)
+    lines = "".join(f"{number}. {label}\n" for number, label in enumerate(labels, start=1))
+    answer = render_answer(best, "titles", labels, ANSWERED)
     return [(f"Candidates:\n{lines}", False), (f"{answer}\n", True)]
 
 
