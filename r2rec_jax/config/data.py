@@ -169,6 +169,10 @@ class PromptConfig:
         check(1 <= self.liked <= 50, "prompts.liked", "in 1..50", self.liked)
         check(self.max_tokens >= 32, "prompts.max_tokens", ">= 32", self.max_tokens)
 
+    def template(self, own: str) -> str:
+        """The domain whose template is used: the configured one, or the data set's ``own``."""
+        return own if self.domain == "auto" else self.domain
+
 
 @dataclass(frozen=True)
 class ThoughtsConfig:

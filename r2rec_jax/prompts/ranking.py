@@ -72,7 +72,7 @@ def render_ranking(view: QueryView, config: PromptConfig, chains_kept: int | Non
     """
     if len(view.candidates) < 2:
         raise ValueError(f"a ranking prompt needs at least 2 candidates; got {len(view.candidates)}")
-    words = wording(view.domain if config.domain == "auto" else config.domain)
+    words = wording(config.template(view.domain))
     chains = shown_chains(view, config, chains_kept)
     count = len(view.candidates)
     texts = candidate_texts(view.candidates)

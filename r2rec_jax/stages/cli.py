@@ -10,12 +10,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 from r2rec_jax import files, stopping
 from r2rec_jax.config import TrainConfig
 from r2rec_jax.parallel.kept import keep_compiled
+
+T = TypeVar("T")
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILED = 1
@@ -60,6 +63,19 @@ def parse_train_config(parser: Any, argv: Sequence[str] | None) -> tuple[TrainCo
     made = parser.instantiate(parsed)
     names = TrainConfig.__dataclass_fields__
     return TrainConfig(**{k: v for k, v in made.items() if k in names}), made
+
+
+def from_plain(kind: type[T], plain: Any, what: str) -> T:
+    """A dataclass from plain values; what it does not know or take is a :class:`BadInput` that begins with ``what``."""
+    from jsonargparse import ArgumentError
+
+    parser = make_parser("r2rec_jax", "")
+    parser.add_class_arguments(kind, as_group=False)
+    try:
+        made = parser.instantiate(parser.parse_object(plain))
+    except ArgumentError as error:
+        raise BadInput(f"{what}: {one_line(str(error))}") from None
+    return kind(**{field.name: made[field.name] for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def one_line(text: str) -> str:

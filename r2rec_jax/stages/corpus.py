@@ -206,8 +206,7 @@ def _thoughts(work: Workspace) -> Iterator[tuple[str, str]]:
     queries = work.prepared.queries["sft"]
     written = write_thoughts(work, queries)
     opened = work.tokenizer.chat("").opened_think
-    domain = work.config.prompts.domain
-    domain = work.prepared.dataset.domain if domain == "auto" else domain
+    domain = work.config.prompts.template(work.prepared.dataset.domain)
     for chain in dict.fromkeys(c for query in queries for c in distinct_chains(work.prepared, query)):
         thought = written[chain]
         if thought is not None:

@@ -200,17 +200,9 @@ class RunFolder:
 
 def config_from_plain(plain: dict[str, Any]) -> TrainConfig:
     """A TrainConfig from :func:`as_plain`'s form; unknown keys are an error that names them."""
-    from jsonargparse import ArgumentError
+    from r2rec_jax.stages.cli import from_plain
 
-    from r2rec_jax.stages.cli import make_parser, one_line
-
-    parser = make_parser("r2rec_jax", "")
-    parser.add_class_arguments(TrainConfig, as_group=False)
-    try:
-        made = parser.instantiate(parser.parse_object(plain))
-    except ArgumentError as error:
-        raise ValueError(f"run.json holds settings of another version: {one_line(str(error))}") from None
-    return TrainConfig(**{k: made[k] for k in TrainConfig.__dataclass_fields__})
+    return from_plain(TrainConfig, plain, "run.json holds settings of another version")
 
 
 def _read_json(path: Path) -> Any:

@@ -70,7 +70,7 @@ class TextExample:
 def make_teacher(work: Workspace) -> Teacher:
     """The configured teacher."""
     c = work.config
-    domain = work.prepared.dataset.domain if c.prompts.domain == "auto" else c.prompts.domain
+    domain = c.prompts.template(work.prepared.dataset.domain)
     if c.thoughts.teacher == "template":
         from r2rec_jax.thoughts.template import TemplateTeacher
 
@@ -206,7 +206,7 @@ def ranking_examples(work: Workspace, rendered: Sequence[RenderedQuery], written
 def thought_examples(work: Workspace, rendered: Sequence[RenderedQuery], written: Written) -> list[TextExample]:
     """Chain -> (thought, rating) examples, ``sft.thought_weight`` for each ranking example, evenly over the queries."""
     config = work.config
-    domain = work.prepared.dataset.domain if config.prompts.domain == "auto" else config.prompts.domain
+    domain = config.prompts.template(work.prepared.dataset.domain)
     pool = []
     for r in rendered:
         for number, chain in enumerate(r.view.chains):

@@ -82,7 +82,7 @@ def _statements(
     view: QueryView, thoughts: Sequence[Thought | None], target_position: int, config: PromptConfig, key: str,
     chains_kept: int | None,
 ) -> tuple[str, ...]:
-    words = wording(view.domain if config.domain == "auto" else config.domain)
+    words = wording(config.template(view.domain))
     answer = view.candidates[target_position]
     name = title_text(answer).casefold()
     liked = view.liked[:config.liked]

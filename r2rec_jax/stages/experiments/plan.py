@@ -21,7 +21,7 @@ from r2rec_jax.config import STAGES, TrainConfig, as_plain, fingerprint
 from r2rec_jax.config.experiments import BASELINES, Experiment, ExperimentList
 from r2rec_jax.files import read_json
 from r2rec_jax.stages.baselines import BaselineConfig
-from r2rec_jax.stages.cli import BadInput, add_train_config, make_parser, one_line, parse_train_config
+from r2rec_jax.stages.cli import BadInput, add_train_config, from_plain, make_parser, one_line, parse_train_config
 from r2rec_jax.stages.run import builds_on
 
 _PRODUCED_BY = {"base": "pretrain", "sft": "sft", "grpo": "grpo"}
@@ -99,8 +99,6 @@ def read_list(path: str | Path) -> ExperimentList:
     Raises:
         BadInput: no such file, or not a list of experiments (says why).
     """
-    from jsonargparse import ArgumentError
-
     try:
         plain = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -112,13 +110,7 @@ def read_list(path: str | Path) -> ExperimentList:
         unknown = sorted(map(str, entry.keys() - known.keys())) if isinstance(entry, dict) else []
         if unknown:
             raise BadInput(f"{path}: an experiment has {', '.join(known)}; got {', '.join(unknown)}")
-    parser = make_parser("r2rec_jax.experiments", "")
-    parser.add_class_arguments(ExperimentList, as_group=False)
-    try:
-        made = parser.instantiate(parser.parse_object(plain))
-    except ArgumentError as error:
-        raise BadInput(f"{path}: {one_line(str(error))}") from None
-    return ExperimentList(**{name: made[name] for name in ExperimentList.__dataclass_fields__})
+    return from_plain(ExperimentList, plain, str(path))
 
 
 def root_of(asked: ExperimentList) -> Path:
