@@ -149,6 +149,8 @@ class PromptConfig:
     Attributes:
         domain: the template; ``auto`` takes the data set's own (movies for MovieLens).
         liked: how many of the most recent liked items the prompt lists (*paper*: 5).
+        facts: beside titles show years, genres and further facts of items; false shows years alone, which makes a
+            prompt a good deal shorter (the paper does not say what its prompts show).
         chains: show the interaction chains (the paper's ablation "w/o Interaction Chain" sets false).
         thoughts: ``completion`` (the model writes them), ``prompt`` (a teacher's are shown: "Prompt Full"), or
             ``none`` (no reasoning asked for: "w/o Reasoning Chain").
@@ -159,6 +161,7 @@ class PromptConfig:
 
     domain: Literal["auto", "movies", "books", "electronics", "generic"] = "auto"
     liked: int = 5
+    facts: bool = True
     chains: bool = True
     thoughts: Literal["completion", "prompt", "none"] = "completion"
     detail: Literal["hops", "brief"] = "hops"

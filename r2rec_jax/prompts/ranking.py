@@ -75,7 +75,7 @@ def render_ranking(view: QueryView, config: PromptConfig, chains_kept: int | Non
     words = wording(config.template(view.domain))
     chains = shown_chains(view, config, chains_kept)
     count = len(view.candidates)
-    texts = candidate_texts(view.candidates)
+    texts = candidate_texts(view.candidates, facts=config.facts)
     blocks = [
         f"Rank {count} candidate {words.items} for the {TARGET}. Ratings go from 1 ({RATING_WORDS[0]}) to 5 "
         f"({RATING_WORDS[4]}).",
@@ -100,7 +100,7 @@ def _liked(view: QueryView, config: PromptConfig, words: Wording) -> list[str]:
     if not liked:
         return [f"Recently liked {words.items}: none."]
     return [f"Recently liked {words.items}, newest first:",
-            *(f"- {item_text(item)}: {shown_rating(rating)}" for item, rating in liked)]
+            *(f"- {item_text(item, facts=config.facts)}: {shown_rating(rating)}" for item, rating in liked)]
 
 
 def _chains(view: QueryView, chains: tuple[ChainView, ...], config: PromptConfig, words: Wording) -> list[str]:
@@ -112,11 +112,11 @@ def _chains(view: QueryView, chains: tuple[ChainView, ...], config: PromptConfig
             raise ValueError(f"thoughts: prompt needs one thought for each of the {len(view.chains)} chains; "
                              f"got {len(view.thoughts)}")
         thoughts = view.thoughts[len(view.thoughts) - len(chains):]
-    described = {item.item_id for item, _ in view.liked[:config.liked]}
+    described = {item.item_id for item, _ in view.liked[:config.liked]} if config.facts else set()
     lines = [f"Interaction chains, ratings between users and {words.items}:"]
     for chain, thought in zip(chains, thoughts, strict=True):
-        lines.append(f"- {chain_text(chain, described=described)}")
-        described |= {chain.item0.item_id, chain.item1.item_id}
+        lines.append(f"- {chain_text(chain, described=described, facts=config.facts)}")
+        described |= {chain.item0.item_id, chain.item1.item_id} if config.facts else set()
         if thought.strip():
             lines.append(f"  Thought: {' '.join(thought.split())}")
     return lines

@@ -58,11 +58,13 @@ def detail_texts(item: Item) -> tuple[str, ...]:
     return tuple(f"{name} {value}" for name, value in texts if name and value)[:MAX_DETAILS]
 
 
-def item_text(item: Item) -> str:
-    """``Heat (1995; Action, Crime)``, ``Emma (1815; Novels; author J. Austen)``; what is unknown is left out."""
-    parts = (str(item.year or ""), ", ".join(genre_texts(item)), *detail_texts(item))
-    facts = "; ".join(part for part in parts if part)
-    return f"{title_text(item)} ({facts})" if facts else title_text(item)
+def item_text(item: Item, *, facts: bool = True) -> str:
+    """``Heat (1995; Action, Crime)``, ``Emma (1815; Novels; author J. Austen)``, without facts ``Heat (1995)``; what is
+    unknown is left out."""
+    more = (", ".join(genre_texts(item)), *detail_texts(item)) if facts else ()
+    parts = (str(item.year or ""), *more)
+    shown = "; ".join(part for part in parts if part)
+    return f"{title_text(item)} ({shown})" if shown else title_text(item)
 
 
 def item_name(item: Item) -> str:
@@ -72,15 +74,13 @@ def item_name(item: Item) -> str:
 
 def item_labels(items: Sequence[Item]) -> tuple[str, ...]:
     """Short names of the candidates, all different: ``Heat (1995)``, and ``Heat (1995) [2]`` for a second one."""
-    stems = [f"{title_text(item)} ({item.year})" if item.year else title_text(item) for item in items]
-    return tuple(stem + mark for stem, mark in zip(stems, _copy_marks(stems), strict=True))
+    return candidate_texts(items, facts=False)
 
 
-def candidate_texts(items: Sequence[Item]) -> tuple[str, ...]:
+def candidate_texts(items: Sequence[Item], *, facts: bool = True) -> tuple[str, ...]:
     """The candidates as the prompt lists them; items of one label carry its mark: ``Heat (1995; Action) [2]``."""
-    texts = [item_text(item) for item in items]
-    stems = [f"{title_text(item)} ({item.year})" if item.year else title_text(item) for item in items]
-    return tuple(text + mark for text, mark in zip(texts, _copy_marks(stems), strict=True))
+    marks = _copy_marks([item_text(item, facts=False) for item in items])
+    return tuple(item_text(item, facts=facts) + mark for item, mark in zip(items, marks, strict=True))
 
 
 def _copy_marks(stems: Sequence[str]) -> list[str]:
@@ -116,15 +116,16 @@ def neighbour_text(user: User) -> str:
     return f"{neighbour_name(user)} ({values})" if values else neighbour_name(user)
 
 
-def chain_text(chain: ChainView, *, masked: bool = False, described: Collection[str] = ()) -> str:
+def chain_text(chain: ChainView, *, masked: bool = False, described: Collection[str] = (), facts: bool = True) -> str:
     """The chain as one line.
 
     Args:
         chain: the chain.
         masked: the unclosed forward chain of the rating question, its last rating shown as ``?``.
         described: ids of items whose year and genres the prompt has given already; they are named by title alone.
+        facts: whether the others are shown with all their facts, or with their year.
     """
-    first, final = (title_text(item) if item.item_id in described else item_text(item)
+    first, final = (title_text(item) if item.item_id in described else item_text(item, facts=facts)
                     for item in (chain.item0, chain.item1))
     closing = "?" if masked else str(chain.rating_u1)
     return (f"{TARGET} -{chain.rating_u0}-> {first} -{chain.rating_n0}-> {neighbour_text(chain.neighbour)} "

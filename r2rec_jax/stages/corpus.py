@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from r2rec_jax.prompts.answer import ANSWER, render_answer
 from r2rec_jax.prompts.templates import wording
 from r2rec_jax.prompts.thought import render_thought, render_thought_completion
-from r2rec_jax.prompts.verbalize import item_labels, item_name, item_text
+from r2rec_jax.prompts.verbalize import candidate_texts, item_labels, item_name, item_text
 from r2rec_jax.stages.prepared import Prepared
 from r2rec_jax.stages.rendering import distinct_chains, render_queries
 from r2rec_jax.stages.thinking import read_examples, shown_thoughts, write_thoughts
@@ -31,11 +31,11 @@ from r2rec_jax.stages.workspace import Workspace
 from r2rec_jax.training.pretrain import Text
 
 LIKES_A_TEXT = 20
-SHARE_WITH_FACTS = 0.25
-"""Of histories: texts with every item's facts, as prompts list them. All else has names only."""
+SHARE_WITH_FACTS, CHOICES_WITH_FACTS = 0.25, 0.4
+"""Of histories and of choices: texts with every item's facts, as prompts list them. All else has names only."""
 CHOICE_SIZES = (1, 20)
 """Fewest and most items of a choice, small ones being more frequent (log-uniform)."""
-SHOWN_BEFORE_CHOICES = 5
+SHOWN_BEFORE_CHOICES = 10
 CHOICES_A_TEXT = 2
 BARE, LISTED = 0.15, 0.2
 """Shares of the tokens of choices that are lists: names alone, and lines inside an answer."""
@@ -103,7 +103,8 @@ def _passes(work: Workspace, kind: str) -> Pass:
     if kind in ("bare lists", "lists"):
         return lambda rng: (ended(*parts) for parts in repeated_lists(prepared, rng, bare=kind == "bare lists"))
     if kind == "choices":
-        return lambda rng: (ended(*parts) for parts in liked_choices(prepared, rng))
+        with_facts = CHOICES_WITH_FACTS if work.config.prompts.facts else 0
+        return lambda rng: (ended(*parts) for parts in liked_choices(prepared, rng, with_facts))
     if kind == "thoughts":
         return shuffled([chat(*pair) for pair in _thoughts(work)])
     if kind == "prompts":
@@ -169,9 +170,13 @@ def repeated_lists(prepared: Prepared, rng: np.random.Generator, *, bare: bool) 
             yield [("".join(f"{item_labels([item])[0]}\n" for item in listed), False), (answer, True)]
 
 
-def liked_choices(prepared: Prepared, rng: np.random.Generator) -> Iterator[list[Part]]:
-    """Likes as choices: a few likes of a user, then again and again a numbered list and the best of it: first the item
-    that the user liked next, then the most popular of the others, with which the user has no training edge."""
+def liked_choices(prepared: Prepared, rng: np.random.Generator, with_facts: float) -> Iterator[list[Part]]:
+    """Likes as choices: a few likes of a user, then a numbered list and the best of it: first the item that the user
+    liked next, then the most popular of the others, with which the user has no training edge.
+
+    In the words of ranking prompts. The share ``with_facts`` of them lists every item's facts, as prompts may; the
+    others have names only, which leaves room for a second choice.
+    """
     items = prepared.dataset.items
     words = wording(prepared.dataset.domain)
     likes = training_likes(prepared)
@@ -180,23 +185,27 @@ def liked_choices(prepared: Prepared, rng: np.random.Generator) -> Iterator[list
         others = np.setdiff1d(np.arange(len(items)), prepared.graph.items_of(user))
         if not len(others):
             continue
-        for start in range(int(rng.integers(1, SHOWN_BEFORE_CHOICES + 1)), len(liked), CHOICES_A_TEXT):
-            shown = liked[max(0, start - SHOWN_BEFORE_CHOICES):start]
-            head = "".join(f"- {item_labels([items[i]])[0]}\n" for i in shown)
-            parts = [(f"Liked {words.items}:\n{head}", True)]
-            for target in liked[start:start + CHOICES_A_TEXT]:
-                parts += _choice(prepared, int(target), others, rng)
+        for start in range(int(rng.integers(1, CHOICES_A_TEXT + 1)), len(liked), CHOICES_A_TEXT):
+            facts = bool(rng.random() < with_facts)
+            shown = [items[i] for i in liked[max(0, start - int(rng.integers(1, SHOWN_BEFORE_CHOICES + 1))):start]]
+            lines = "".join(f"- {item_text(item, facts=facts)}\n" for item in shown[::-1])
+            parts = [(f"Recently liked {words.items}, newest first:\n{lines}", True)]
+            for target in liked[start:start + (1 if facts else CHOICES_A_TEXT)]:
+                parts += _choice(prepared, int(target), others, rng, facts=facts)
             yield parts
 
 
-def _choice(prepared: Prepared, target: int, others: NDArray[np.integer], rng: np.random.Generator) -> list[Part]:
+def _choice(prepared: Prepared, target: int, others: NDArray[np.integer], rng: np.random.Generator, *,
+            facts: bool) -> list[Part]:
     """A numbered list, and the best of it."""
     least, most = CHOICE_SIZES
     count = min(int(np.exp(rng.uniform(np.log(least), np.log(most + 1)))), len(others) + 1)
     listed = rng.permutation([target, *rng.choice(others, count - 1, replace=False)]).tolist()
-    labels = item_labels([prepared.dataset.items[i] for i in listed])
+    of_list = [prepared.dataset.items[i] for i in listed]
+    labels = item_labels(of_list)
     best = sorted(range(count), key=lambda i: (listed[i] != target, -prepared.item_scores[listed[i]]))
-    lines = "".join(f"{number}. {label}\n" for number, label in enumerate(labels, start=1))
+    texts = candidate_texts(of_list, facts=facts)
+    lines = "".join(f"{number}. {text}\n" for number, text in enumerate(texts, start=1))
     answer = render_answer(best, "titles", labels, ANSWERED)
     return [(f"Candidates:\n{lines}", False), (f"{answer}\n", True)]
 

@@ -62,7 +62,7 @@ class LikelihoodQuery:
 
 def item_line(item: Item, lines: Literal["facts", "names"]) -> str:
     """An item as histories list it: ``Heat (1995; Action)`` or ``Heat (1995)``, and the line's end."""
-    return f"{item_text(item) if lines == 'facts' else item_labels([item])[0]}\n"
+    return f"{item_text(item, facts=lines == 'facts')}\n"
 
 
 def likelihood_query(prepared: Prepared, query: Query, tokenizer: Tokenizer,

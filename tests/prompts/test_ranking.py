@@ -81,6 +81,16 @@ with the candidate numbers of all 4, best first: <answer>7, 3, 12, ...</answer>"
     assert prompt.chains_used == 2
 
 
+def test_without_facts_items_are_titles_and_years_everywhere() -> None:
+    prompt = render_ranking(VIEW, replace(CONFIG, facts=False))
+    full = render_ranking(VIEW, CONFIG)
+    for shown in ("- Heat (1995): 5\n", "\n1. The Killer (1989)\n", "-5-> Heat (1995) -4-> user", "-2-> Big (1988) -3->"):
+        assert shown in prompt.text
+    genres = {genre for item in (*VIEW.candidates, *(item for item, _ in VIEW.liked)) for genre in item.genres}
+    assert genres and not any(genre in prompt.text for genre in genres)
+    assert prompt.candidates == full.candidates
+
+
 def test_oldest_chains_are_dropped_first() -> None:
     assert shown_chains(VIEW, CONFIG, 1) == CHAINS[1:]
     assert shown_chains(VIEW, CONFIG, 0) == ()

@@ -83,13 +83,14 @@ def test_a_pass_over_histories_tells_every_like_once(work: Workspace) -> None:
 def test_the_answer_of_a_choice_is_the_next_like_and_the_others_are_unknown_to_the_user(work: Workspace) -> None:
     index = labels(work) | {item_text(item): i for i, item in enumerate(work.prepared.dataset.items)}
     likes = [liked.tolist() for liked in training_likes(work.prepared)]
-    graph, sizes, choices = work.prepared.graph, set(), 0
-    for parts in liked_choices(work.prepared, np.random.default_rng(1)):
+    graph, sizes, choices, forms = work.prepared.graph, set(), 0, set()
+    for parts in liked_choices(work.prepared, np.random.default_rng(1), 0.5):
         assert [wanted for _, wanted in parts] == [True] + [False, True] * (len(parts) // 2), "lists are not trained"
         text = "".join(part for part, _ in parts)
         head, *lists = text.split("Candidates:\n")
-        sequence = [index[line.removeprefix("- ")] for line in head.strip().split("\n")[1:]]
+        sequence = [index[line.removeprefix("- ")] for line in head.strip().split("\n")[1:]][::-1]
         first = len(sequence)
+        forms.add(("; " in text, len(lists)))
         for block in lists:
             listed = [index[label] for label in re.findall(r"^\d+\. (.*)$", block, re.MULTILINE)]
             answer = split_completion(block, opened_think=False)[1]
@@ -103,7 +104,8 @@ def test_the_answer_of_a_choice_is_the_next_like_and_the_others_are_unknown_to_t
             assert owners, "some user liked these in this order"
             assert any(not set(listed) - {sequence[-1]} & set(graph.items_of(u).tolist()) for u in owners)
             choices += 1
-        assert first <= 5
+        assert first <= 10
+    assert forms == {(True, 1), (False, 1), (False, 2)}, "those with facts hold one list"
     assert choices > 100 and sizes <= set(range(CHOICE_SIZES[0], CHOICE_SIZES[1] + 1))
 
 
