@@ -4,9 +4,9 @@
     .venv/bin/python launch/compile_tpu.py
 
 Nothing is run. It shows that the compiler takes the programs, splash attention included, for eight chips of a v5e, by
-``fsdp``, by ``fsdp`` and ``tensor``, and by ``data`` with heads of 64, and the temporaries that it lays out, beside the
-formula of ``--plan``. It says nothing of speed, or of whether the kernels compute what they should. Writes
-results/compile_tpu.json; ten minutes on two cores.
+``fsdp``, by ``fsdp`` and ``tensor`` (a row is then that of two chips), and by ``data`` with heads of 64, and the
+temporaries that it lays out, beside the formula of ``--plan``. It says nothing of speed, or of whether the kernels
+compute what they should. Writes results/compile_tpu.json; eight minutes beside other programs on two cores.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ CONFIG = "configs/movielens_1m_8b.yaml"
 PROMPT, COMPLETION = 768, 684
 """Tokens of a ranking example; GRPO is compiled for completions at their configured limit."""
 WORKS = (  # shape, stage, attention, (data, fsdp, tensor)
+    # xla takes the tiles that it takes on this machine's CPU
     ("random-135m", "sft", "splash", (8, 1, 1)),
     ("random-8b", "sft", "splash", (1, 8, 1)), ("random-8b", "sft", "xla", (1, 8, 1)),
     ("random-8b", "sft", "splash", (1, 4, 2)),
