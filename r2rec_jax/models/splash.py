@@ -13,8 +13,9 @@ The kernel knows three ways of saying who sees whom, and the rule of ``attention
 Two calls, for the own segment and for the prompt, could use segment ids, but their merger needs the log-sum-exp, which
 the kernel does not differentiate.
 
-A query that sees no key would divide by zero in the kernel, and what is not a number would reach real tokens by way of
-the next layer; it is made to see itself, and its output is 0 and has no gradient.
+Queries of a tile that sees no key are 0/0 in the kernel, and what is not a number would reach real tokens by way of the
+next layer. The output of what sees no key is replaced by 0 and has no gradient; since all kernels have the same tiles,
+those that would spread the 0/0 backward are skipped.
 
 The compiler does not partition a kernel: on a mesh every device calls it for its own rows and heads (``shard_map``).
 Heads, or rows, that an axis does not divide are computed by all devices of that axis, as ``sharding`` has it.
@@ -86,7 +87,6 @@ def _on_device(q: Array, k: Array, v: Array, mask: Array, *, block: int, interpr
     more = room - length
     mask = jnp.pad(mask, ((0, 0), (0, more), (0, more)))
     seeing = mask.any(axis=2)
-    mask |= jnp.eye(room, dtype=bool) & ~seeing[:, :, None]
     scaled = (q.astype(jnp.float32) * width**-0.5).astype(q.dtype)
     by_heads = [jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))).swapaxes(1, 2) for x in (scaled, k, v)]
     out = jax.vmap(lambda *row: _kernel(row[3], side, interpret)(*row[:3]))(*by_heads, mask)
