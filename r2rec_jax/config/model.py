@@ -54,7 +54,7 @@ class BackboneConfig:
         source: a local HF folder, a ``.gguf`` file, a hub id, ``tiny``, or ``smollm2-135m`` (the hub's
             HuggingFaceTB/SmolLM2-135M-Instruct, or the same weights from a registry package when offline).
         dtype: of the frozen weights; ``auto`` is bfloat16 on GPU and TPU and float32 on CPU.
-        attention: ``auto`` is cuDNN on GPU and XLA elsewhere.
+        attention: ``auto`` is cuDNN on GPU (16 bits), splash on TPU and XLA elsewhere.
         remat: recompute activations in the backward pass (less memory, more time); ``auto`` does so on GPU and TPU.
         quantize: ``int8`` stores the layers' linears in int8 with a scale an output channel (embedding, head and norms
             keep ``dtype``): less memory, less to read a decoded token, log-probabilities that drift a little
@@ -65,7 +65,7 @@ class BackboneConfig:
 
     source: str = "smollm2-135m"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     remat: Literal["auto", "on", "off"] = "auto"
     quantize: Literal["none", "int8"] = "none"
     tiny: TinyConfig = field(default_factory=TinyConfig)

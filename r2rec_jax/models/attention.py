@@ -1,8 +1,9 @@
-"""Attention over rows that hold several segments: one function, two backends.
+"""Attention over rows that hold several segments: one function, three backends.
 
 The XLA path (``blockwise``) runs everywhere; on a GPU ``cudnn`` calls the fused kernel through
-``jax.nn.dot_product_attention`` with the same mask. :func:`attend` is the plain form that both are held against. Which
-tokens see which is stated by three integers a token, never inferred from a pad id:
+``jax.nn.dot_product_attention``, on a TPU ``splash`` (``splash``) jax's own kernel, both with the mask as an array.
+:func:`attend` is the plain form that all are held against. Which tokens see which is stated by three integers a token,
+never inferred from a pad id:
 
     token q sees token k  iff  index k <= index q  and  segment[k] > 0
                                and (segment[k] == segment[q] or segment[k] == parent[q])
@@ -23,9 +24,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from r2rec_jax.config.check import check
 from r2rec_jax.models.blockwise import attend_rows
+from r2rec_jax.models.splash import attend_masked
 
-AttentionBackend = Literal["auto", "xla", "cudnn"]
+ResolvedBackend = Literal["xla", "cudnn", "splash"]
+AttentionBackend = Literal["auto", ResolvedBackend]
 
 MASKED = -1e30
 """Score of a masked pair: finite, so that a row that sees nothing gives a number and no NaN."""
@@ -40,16 +44,37 @@ def segment_mask(segments: Int[Array, "B T"], parents: Int[Array, "B T"]) -> Boo
     return causal[None] & related & (key > 0)
 
 
-def resolve_backend(backend: AttentionBackend, dtype: Any = jnp.bfloat16) -> Literal["xla", "cudnn"]:
-    """``auto`` is cuDNN where jax's default backend is a GPU, XLA elsewhere.
+def resolve_backend(backend: AttentionBackend, dtype: Any = jnp.bfloat16) -> ResolvedBackend:
+    """``auto`` is cuDNN where jax's default backend is a GPU, splash where it is a TPU, XLA elsewhere.
+
+    A backend that is named is taken as it is, so that programs can be lowered for a platform that is not here.
 
     Args:
         backend: as configured.
-        dtype: of the activations; cuDNN's kernel takes 16-bit types only, so ``auto`` is XLA for float32.
+        dtype: of the activations; cuDNN's kernel takes 16-bit types only, so ``auto`` is XLA for float32 on a GPU.
     """
-    if backend == "auto":
-        return "cudnn" if jax.default_backend() == "gpu" and jnp.dtype(dtype).itemsize == 2 else "xla"
-    return backend
+    if backend != "auto":
+        return backend
+    platform = jax.default_backend()
+    if platform == "tpu":
+        return "splash"
+    return "cudnn" if platform == "gpu" and jnp.dtype(dtype).itemsize == 2 else "xla"
+
+
+def check_backend(backend: AttentionBackend, dtype: Any) -> None:
+    """Refuse a backend that cannot run here, before anything is loaded.
+
+    Args:
+        backend: as configured.
+        dtype: of the activations.
+
+    Raises:
+        ValueError: a kernel was asked for that jax's default backend, or this dtype, does not have.
+    """
+    platform, bits = jax.default_backend(), 8 * jnp.dtype(dtype).itemsize
+    runs = {"cudnn": platform == "gpu" and bits == 16, "splash": platform == "tpu"}
+    check(runs.get(backend, True), "backbone.attention", f"'auto' or 'xla' on a {platform} with {bits} bits",
+          backend, "'cudnn' needs a GPU and 16 bits, 'splash' a TPU")
 
 
 def attend_segments(
@@ -58,7 +83,7 @@ def attend_segments(
     v: Float[Array, "B T K H"],
     segments: Int[Array, "B T"],
     parents: Int[Array, "B T"],
-    backend: Literal["xla", "cudnn"] = "xla",
+    backend: ResolvedBackend = "xla",
 ) -> Float[Array, "B T N H"]:
     """Attention of whole rows by the rule in the module's docstring: what training, scoring and prefill call.
 
@@ -67,6 +92,8 @@ def attend_segments(
     if backend == "cudnn":
         mask = segment_mask(segments, parents)[:, None]
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn").astype(q.dtype)
+    if backend == "splash":
+        return attend_masked(q, k, v, segment_mask(segments, parents))
     return attend_rows(q, k, v, segments, parents)
 
 

@@ -200,6 +200,19 @@ def place_rows(value: Any, mesh: Mesh | None) -> Any:
     return value if mesh is None else put(value, NamedSharding(mesh, PartitionSpec(ROWS)))
 
 
+def axes_of_rows_and_heads(rows: int, kv_heads: int) -> tuple[Axes, Axes] | None:
+    """Inside a program: the mesh axes that activations of so many rows and key heads are split over.
+
+    Heads are split where ``tensor`` divides those of the keys, so that queries, keys and values lie alike, as kernels
+    for attention want them.
+
+    Returns:
+        (axes of rows, axis of heads); None where the program is compiled for no mesh.
+    """
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    return (_divide(ROWS, rows, sizes)[0], _divide("tensor", kv_heads, sizes)[0]) if sizes else None
+
+
 def by_rows(x: jax.Array, kv_heads: int = 0) -> jax.Array:
     """Inside a program: activations lie by rows, so that the weights come to the rows and not the other way round.
 
@@ -208,16 +221,15 @@ def by_rows(x: jax.Array, kv_heads: int = 0) -> jax.Array:
 
     Args:
         x: rows first; [rows, tokens, heads, width] with ``kv_heads``.
-        kv_heads: heads are split over ``tensor`` where it divides this number of them, so that queries, keys and values
-            lie alike, as cuDNN's attention wants them.
+        kv_heads: heads are split as :func:`axes_of_rows_and_heads` has it.
     """
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    if not sizes:
+    found = axes_of_rows_and_heads(x.shape[0], kv_heads)
+    if found is None:
         return x
     axes: list[Axes] = [None] * x.ndim
-    axes[0] = _divide(ROWS, x.shape[0], sizes)[0]
+    axes[0] = found[0]
     if kv_heads:
-        axes[2] = _divide("tensor", kv_heads, sizes)[0]
+        axes[2] = found[1]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 

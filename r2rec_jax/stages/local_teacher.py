@@ -28,7 +28,8 @@ def make_local_teacher(work: Workspace, domain: str) -> LocalTeacher:
     from r2rec_jax.sampling.decoder import Decoder
 
     backbone = work.backbone
-    decoder = Decoder(backbone.graphdef, backbone.config, tokenizer.end_ids, tokenizer.pad_id, mesh=work.mesh)
+    decoder = Decoder(backbone.graphdef, backbone.config, tokenizer.end_ids, tokenizer.pad_id,
+                      attention=work.config.backbone.attention, mesh=work.mesh)
     key = jax.random.fold_in(jax.random.key(work.config.train_seed), _number("local teacher"))
 
     def generate(prompts: list[str], keys: list[str]) -> list[str]:

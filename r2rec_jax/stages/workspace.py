@@ -117,10 +117,13 @@ class Workspace:
         return self.backbone if self.config.backbone.quantize == "none" else self._load("none")
 
     def _load(self, quantize: Quantize) -> Backbone:
+        from r2rec_jax.models.attention import check_backend
+        from r2rec_jax.models.backbone import resolve_dtype
         from r2rec_jax.models.huggingface import load_backbone
         from r2rec_jax.parallel.sharding import place
 
         c = self.config
+        check_backend(c.backbone.attention, resolve_dtype(c.backbone.dtype))
         if self.is_tiny:
             self.run.result("pretrain")
             path: str | Path = self.run.folder("pretrain") / "backbone"
@@ -135,7 +138,7 @@ class Workspace:
         from r2rec_jax.sampling.decoder import Decoder
 
         return Decoder(self.backbone.graphdef, self.backbone.config, self.tokenizer.end_ids, self.tokenizer.pad_id,
-                       mesh=self.mesh)
+                       attention=self.config.backbone.attention, mesh=self.mesh)
 
     def adapter(self, checkpoint: str, full: Backbone | None = None) -> nnx.State:
         """The policy of a checkpoint: ``base`` is the zero tree, ``sft`` and ``grpo`` are read from their stage.

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from r2rec_jax.config import BackboneConfig
-from r2rec_jax.models.attention import AttentionBackend
+from r2rec_jax.models.attention import AttentionBackend, check_backend
+from r2rec_jax.models.backbone import resolve_dtype
 from r2rec_jax.models.llama import merge_llama
 from r2rec_jax.models.logprobs import CHUNK, row_logprobs
 from r2rec_jax.parallel.mesh import row_shards
@@ -40,7 +41,12 @@ class FrozenModel:
     @classmethod
     def from_config(cls, graphdef: Any, base: nnx.State, config: BackboneConfig, mesh: Mesh | None = None
                     ) -> FrozenModel:
-        """With attention and remat as configured; ``remat: auto`` recomputes on GPU and TPU."""
+        """With attention and remat as configured; ``remat: auto`` recomputes on GPU and TPU.
+
+        Raises:
+            ValueError: the configured attention does not run here.
+        """
+        check_backend(config.attention, resolve_dtype(config.dtype))
         remat = jax.default_backend() != "cpu" if config.remat == "auto" else config.remat == "on"
         return cls(graphdef, base, config.attention, remat, mesh)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError, jaxtyped
 
-from r2rec_jax.config import LoraConfig
+from r2rec_jax.config import BackboneConfig, LoraConfig
 from r2rec_jax.models import attention, logprobs, rope
 from r2rec_jax.models.llama import LlamaConfig, abstract_llama, split_llama
 from r2rec_jax.models.lora import copy_lora, init_lora, low_rank, zeros_like_lora
+from r2rec_jax.training.policy import FrozenModel
 
 
 def test_mask_of_the_docstring() -> None:
@@ -41,9 +44,25 @@ def test_a_query_that_sees_nothing_gives_numbers() -> None:
     assert np.all(np.isfinite(out))
 
 
-def test_auto_attention_takes_xla_for_float32() -> None:
-    assert attention.resolve_backend("auto", jnp.float32) == "xla"
+@pytest.mark.parametrize(("platform", "dtype", "expected"), [
+    ("cpu", jnp.float32, "xla"), ("cpu", jnp.bfloat16, "xla"), ("gpu", jnp.float32, "xla"),
+    ("gpu", jnp.bfloat16, "cudnn"), ("tpu", jnp.bfloat16, "splash"), ("tpu", jnp.float32, "splash"),
+])
+def test_auto_attention_follows_the_default_backend(monkeypatch: pytest.MonkeyPatch, platform: str, dtype: Any,
+                                                    expected: str) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    assert attention.resolve_backend("auto", dtype) == expected
+    attention.check_backend("auto", dtype)
+    attention.check_backend(expected, dtype)
+
+
+def test_a_named_backend_is_kept_and_refused_where_it_cannot_run() -> None:
     assert attention.resolve_backend("cudnn", jnp.float32) == "cudnn"
+    assert attention.resolve_backend("splash") == "splash"
+    for backend in ("cudnn", "splash"):
+        with pytest.raises(ValueError, match=r"backbone.attention must be 'auto' or 'xla' on a cpu with 16 bits \(.*"
+                                             rf"\); got '{backend}'"):
+            FrozenModel.from_config(None, None, BackboneConfig(attention=backend, dtype="bfloat16"))
 
 
 def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:

@@ -58,6 +58,20 @@ def test_every_layout_gives_the_single_devices_numbers(tmp_path: Path) -> None:
     assert "Involuntary full rematerialization" not in done.stderr
 
 
+@pytest.mark.slow
+def test_splash_attention_is_divided_by_rows_and_heads(tmp_path: Path) -> None:
+    """Where an axis divides neither, all its devices compute the same, and no gradient is counted twice."""
+    out = tmp_path / "out.json"
+    done = subprocess.run([sys.executable, "-m", "tests.parallel.attention_work", str(out)], env=environment(4),
+                          cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(out.read_text())
+    assert {name: (case["rows"], case["heads"]) for name, case in found.items()} == {
+        "divided": (1, 2), "undivided": (1, 3)}
+    for case in found.values():
+        assert max(case["apart"]) < 1e-5 and min(case["largest"]) > 1
+
+
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     out = tmp_path_factory.mktemp("alone") / "out.npz"

@@ -1,21 +1,24 @@
 """The steps lower for GPU and TPU at the 8B shape, from abstract arrays, on a machine that has neither.
 
-XLA's own attention path; the cuDNN kernel can only be shown on a GPU.
+XLA's own attention path, and for a TPU jax's splash kernel; the cuDNN kernel can only be shown on a GPU.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from r2rec_jax.bench.presets import SHAPES
 from r2rec_jax.config import GrpoConfig, LoraConfig
 from r2rec_jax.models.llama import LlamaConfig, abstract_llama, split_llama
-from r2rec_jax.sampling.program import DecodeState, Sampling, empty_caches, segment
+from r2rec_jax.parallel.sharding import shardings
+from r2rec_jax.sampling.program import DecodeState, Sampling, empty_caches, prefill, segment
 from r2rec_jax.tokens.batches import empty
 from r2rec_jax.training.grpo import SUMS, make_grpo_loss
 from r2rec_jax.training.policy import FrozenModel
@@ -80,3 +83,30 @@ def test_the_decode_loop_lowers(platform: str) -> None:
     text = lower(lambda *args: segment(GRAPHDEF, rule, None, *args), platform, LORA, BASE, state, key,
                  array((), jnp.int32), number, number)
     assert "while" in text
+
+
+KERNEL = "tpu_custom_call"
+
+
+def test_splash_attention_lowers_with_its_gradient() -> None:
+    """One kernel forward, once more where the layer is recomputed, and two backward; one to prefill."""
+    updates = Updates(make_sft_loss(replace(MODEL, attention="splash")), SFT_SUMS, OPTIMIZER)
+    total = jax.eval_shape(updates.zeros.function, LORA)
+    text = lower(updates.gradient.function, "tpu", LORA, total, BASE, shapes(empty(2, 1024, 512)),
+                 jax.ShapeDtypeStruct((), jnp.float32))
+    assert text.count(KERNEL) == 4
+    tokens, lengths = jax.ShapeDtypeStruct((4, 768), jnp.int32), jax.ShapeDtypeStruct((4,), jnp.int32)
+    text = lower(lambda *args: prefill(GRAPHDEF, "splash", *args), "tpu", LORA, BASE, tokens, lengths)
+    assert text.count(KERNEL) == 1
+
+
+def test_splash_attention_lowers_for_the_rows_and_heads_of_a_device() -> None:
+    mesh = AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    model = replace(MODEL, attention="splash")
+    placed = [jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree,
+                           shardings(tree, mesh)) for tree in (LORA, BASE, shapes(empty(8, 1024, 512)))]
+    with jax.sharding.use_abstract_mesh(mesh):
+        text = lower(lambda *args: model.score(*args)[0], "tpu", *placed)
+    calls = [line for line in text.splitlines() if KERNEL in line]
+    assert len(calls) == 1
+    assert "tensor<16x1024x128xbf16>" in calls[0] and "tensor<4x1024x128xbf16>" in calls[0], "32 and 8 heads by 2"

@@ -6,6 +6,7 @@ default, and keep bfloat16, which a CPU widens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,6 +43,19 @@ def gradient_temporaries(shapes: Shapes, config: TrainConfig, stage: str, row: R
         rows: B.
     """
     model = FrozenModel(shapes.graphdef, shapes.base, "xla", recomputes(config, on_cpu=True))
+    function, args = gradient_program(model, shapes, config, stage, row, rows)
+    analysis: Any = jax.jit(function, donate_argnums=1).lower(*args).compile().memory_analysis()
+    return int(analysis.temp_size_in_bytes)
+
+
+def gradient_program(model: FrozenModel, shapes: Shapes, config: TrainConfig, stage: str, row: RowShape, rows: int
+                     ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """One device pass of a stage's gradient and the shapes of its arguments, of which 1 is donated.
+
+    Args:
+        model: how it is computed.
+        shapes, config, stage, row, rows: as of :func:`gradient_temporaries`; rows of all devices together.
+    """
     batch = abstract_batch(rows, row)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     column = jax.ShapeDtypeStruct((rows, row.targets), jnp.float32)
@@ -60,6 +74,4 @@ def gradient_temporaries(shapes: Shapes, config: TrainConfig, stage: str, row: R
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, frozen, *inputs)
         return jax.tree.map(jnp.add, total, {"grads": grads, "loss": value, **aux})
 
-    lowered = jax.jit(add_gradient, donate_argnums=1).lower(shapes.lora, total, shapes.base, *inputs)
-    analysis: Any = lowered.compile().memory_analysis()
-    return int(analysis.temp_size_in_bytes)
+    return add_gradient, (shapes.lora, total, shapes.base, *inputs)
