@@ -149,6 +149,7 @@ class PromptConfig:
     Attributes:
         domain: the template; ``auto`` takes the data set's own (movies for MovieLens).
         liked: how many of the most recent liked items the prompt lists (*paper*: 5).
+        order: of those items.
         facts: beside titles show years, genres and further facts of items; false shows years alone, which makes a
             prompt a good deal shorter (the paper does not say what its prompts show).
         chains: show the interaction chains (the paper's ablation "w/o Interaction Chain" sets false).
@@ -161,6 +162,7 @@ class PromptConfig:
 
     domain: Literal["auto", "movies", "books", "electronics", "generic"] = "auto"
     liked: int = 5
+    order: Literal["newest-first", "oldest-first"] = "newest-first"
     facts: bool = True
     chains: bool = True
     thoughts: Literal["completion", "prompt", "none"] = "completion"

@@ -16,8 +16,6 @@ class TinyConfig:
     Attributes:
         vocab_size: BPE vocabulary, special tokens included.
         hidden_size, layers, heads, kv_heads, ffn: the Llama shape.
-        head_dim: width of a head; 0 is ``hidden_size / heads``. What attention copies goes through ``kv_heads`` values
-            of this width, so that a narrow backbone learns to copy sooner with wide heads.
         max_positions: longest sequence the configuration declares.
         item_tokens: every item's title and year is one token, beside the BPE vocabulary: prompts are shorter and the
             choice of an item is one decision, as in recommenders that index items.
@@ -28,7 +26,6 @@ class TinyConfig:
     layers: int = 4
     heads: int = 6
     kv_heads: int = 2
-    head_dim: int = 0
     ffn: int = 512
     max_positions: int = 4096
     item_tokens: bool = False
@@ -38,10 +35,8 @@ class TinyConfig:
                "256 bytes and the special tokens")
         for name in ("hidden_size", "layers", "heads", "kv_heads", "ffn", "max_positions"):
             check(getattr(self, name) >= 1, f"backbone.tiny.{name}", ">= 1", getattr(self, name))
-        check(self.head_dim >= 0 and self.head_dim % 2 == 0, "backbone.tiny.head_dim", "even, or 0", self.head_dim,
-              "RoPE rotates pairs")
-        check(bool(self.head_dim) or self.hidden_size % (2 * self.heads) == 0, "backbone.tiny.hidden_size",
-              "a multiple of 2 * backbone.tiny.heads", self.hidden_size, "RoPE rotates pairs; or give head_dim")
+        check(self.hidden_size % (2 * self.heads) == 0, "backbone.tiny.hidden_size",
+               "a multiple of 2 * backbone.tiny.heads", self.hidden_size, "RoPE rotates pairs")
         check(self.heads % self.kv_heads == 0, "backbone.tiny.heads", "a multiple of backbone.tiny.kv_heads",
                self.heads)
 

@@ -205,7 +205,7 @@ def tiny_hf_config(
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab_size,
         "hidden_size": tiny.hidden_size, "intermediate_size": tiny.ffn, "num_hidden_layers": tiny.layers,
         "num_attention_heads": tiny.heads, "num_key_value_heads": tiny.kv_heads,
-        "head_dim": tiny.head_dim or tiny.hidden_size // tiny.heads, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+        "head_dim": tiny.hidden_size // tiny.heads, "hidden_act": "silu", "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "max_position_embeddings": tiny.max_positions, "tie_word_embeddings": True,
         "attention_bias": False, "mlp_bias": False, "initializer_range": 0.02,
         "bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id,

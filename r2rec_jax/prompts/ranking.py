@@ -95,11 +95,18 @@ def _profile(view: QueryView) -> str:
     return f"{TARGET.capitalize()}: {profile}" if profile else ""
 
 
+def liked_heading(words: Wording, config: PromptConfig) -> str:
+    """``Recently liked movies, newest first:``."""
+    return f"Recently liked {words.items}, {config.order.replace('-', ' ')}:"
+
+
 def _liked(view: QueryView, config: PromptConfig, words: Wording) -> list[str]:
     liked = view.liked[:config.liked]
     if not liked:
         return [f"Recently liked {words.items}: none."]
-    return [f"Recently liked {words.items}, newest first:",
+    if config.order == "oldest-first":
+        liked = liked[::-1]
+    return [liked_heading(words, config),
             *(f"- {item_text(item, facts=config.facts)}: {shown_rating(rating)}" for item, rating in liked)]
 
 

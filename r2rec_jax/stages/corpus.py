@@ -20,7 +20,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from r2rec_jax.config import PromptConfig
 from r2rec_jax.prompts.answer import ANSWER, render_answer
+from r2rec_jax.prompts.ranking import liked_heading
 from r2rec_jax.prompts.templates import wording
 from r2rec_jax.prompts.thought import render_thought, render_thought_completion
 from r2rec_jax.prompts.verbalize import candidate_texts, item_labels, item_name, item_text
@@ -31,7 +33,7 @@ from r2rec_jax.stages.workspace import Workspace
 from r2rec_jax.training.pretrain import Text
 
 LIKES_A_TEXT = 20
-SHARE_WITH_FACTS, CHOICES_WITH_FACTS = 0.25, 0.4
+SHARE_WITH_FACTS, CHOICES_WITH_FACTS = 0.1, 0.4
 """Of histories and of choices: texts with every item's facts, as prompts list them. All else has names only."""
 CHOICE_SIZES = (1, 20)
 """Fewest and most items of a choice, small ones being more frequent (log-uniform)."""
@@ -39,7 +41,7 @@ SHOWN_BEFORE_CHOICES = 10
 CHOICES_A_TEXT = 2
 BARE, LISTED = 0.15, 0.2
 """Shares of the tokens of choices that are lists: names alone, and lines inside an answer."""
-ANSWERED = 4
+ANSWERED = 3
 """Places of an answer to a choice: each is one more copy out of a list to learn from."""
 
 Pass = Callable[[np.random.Generator], Iterator[Text]]
@@ -103,8 +105,7 @@ def _passes(work: Workspace, kind: str) -> Pass:
     if kind in ("bare lists", "lists"):
         return lambda rng: (ended(*parts) for parts in repeated_lists(prepared, rng, bare=kind == "bare lists"))
     if kind == "choices":
-        with_facts = CHOICES_WITH_FACTS if work.config.prompts.facts else 0
-        return lambda rng: (ended(*parts) for parts in liked_choices(prepared, rng, with_facts))
+        return lambda rng: (ended(*parts) for parts in liked_choices(prepared, rng, work.config.prompts))
     if kind == "thoughts":
         return shuffled([chat(*pair) for pair in _thoughts(work)])
     if kind == "prompts":
@@ -170,15 +171,16 @@ def repeated_lists(prepared: Prepared, rng: np.random.Generator, *, bare: bool) 
             yield [("".join(f"{item_labels([item])[0]}\n" for item in listed), False), (answer, True)]
 
 
-def liked_choices(prepared: Prepared, rng: np.random.Generator, with_facts: float) -> Iterator[list[Part]]:
+def liked_choices(prepared: Prepared, rng: np.random.Generator, prompts: PromptConfig) -> Iterator[list[Part]]:
     """Likes as choices: a few likes of a user, then a numbered list and the best of it: first the item that the user
     liked next, then the most popular of the others, with which the user has no training edge.
 
-    In the words of ranking prompts. The share ``with_facts`` of them lists every item's facts, as prompts may; the
-    others have names only, which leaves room for a second choice.
+    In the words and order of ranking prompts. Where those show every item's facts some choices do; the others have
+    names only, which leaves room for a second choice.
     """
     items = prepared.dataset.items
-    words = wording(prepared.dataset.domain)
+    heading = liked_heading(wording(prompts.template(prepared.dataset.domain)), prompts)
+    with_facts = CHOICES_WITH_FACTS if prompts.facts else 0
     likes = training_likes(prepared)
     for user in rng.permutation(len(likes)):
         liked = likes[user]
@@ -188,8 +190,10 @@ def liked_choices(prepared: Prepared, rng: np.random.Generator, with_facts: floa
         for start in range(int(rng.integers(1, CHOICES_A_TEXT + 1)), len(liked), CHOICES_A_TEXT):
             facts = bool(rng.random() < with_facts)
             shown = [items[i] for i in liked[max(0, start - int(rng.integers(1, SHOWN_BEFORE_CHOICES + 1))):start]]
-            lines = "".join(f"- {item_text(item, facts=facts)}\n" for item in shown[::-1])
-            parts = [(f"Recently liked {words.items}, newest first:\n{lines}", True)]
+            if prompts.order == "newest-first":
+                shown = shown[::-1]
+            lines = "".join(f"- {item_text(item, facts=facts)}\n" for item in shown)
+            parts = [(f"{heading}\n{lines}", True)]
             for target in liked[start:start + (1 if facts else CHOICES_A_TEXT)]:
                 parts += _choice(prepared, int(target), others, rng, facts=facts)
             yield parts

@@ -84,11 +84,20 @@ with the candidate numbers of all 4, best first: <answer>7, 3, 12, ...</answer>"
 def test_without_facts_items_are_titles_and_years_everywhere() -> None:
     prompt = render_ranking(VIEW, replace(CONFIG, facts=False))
     full = render_ranking(VIEW, CONFIG)
-    for shown in ("- Heat (1995): 5\n", "\n1. The Killer (1989)\n", "-5-> Heat (1995) -4-> user", "-2-> Big (1988) -3->"):
+    for shown in ("- Heat (1995): 5\n", "\n1. The Killer (1989)\n", "-5-> Heat (1995) -4->", "-2-> Big (1988) -3->"):
         assert shown in prompt.text
     genres = {genre for item in (*VIEW.candidates, *(item for item, _ in VIEW.liked)) for genre in item.genres}
     assert genres and not any(genre in prompt.text for genre in genres)
     assert prompt.candidates == full.candidates
+
+
+def test_likes_in_the_order_of_time() -> None:
+    newest = render_ranking(VIEW, CONFIG).text
+    oldest = render_ranking(VIEW, replace(CONFIG, order="oldest-first")).text
+    assert "liked movies, newest first:\n- Fargo (1996; Crime, Drama): 4\n- Heat (1995; Action, Crime): 5\n" in newest
+    assert "liked movies, oldest first:\n- Heat (1995; Action, Crime): 5\n- Fargo (1996; Crime, Drama): 4\n" in oldest
+    first = "- Fargo (1996; Crime, Drama): 4"
+    assert first in render_ranking(VIEW, replace(CONFIG, order="oldest-first", liked=1)).text, "the latest are kept"
 
 
 def test_oldest_chains_are_dropped_first() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -80,15 +81,22 @@ def test_a_pass_over_histories_tells_every_like_once(work: Workspace) -> None:
     assert told == Counter(int(i) for liked in training_likes(work.prepared) for i in liked)
 
 
-def test_the_answer_of_a_choice_is_the_next_like_and_the_others_are_unknown_to_the_user(work: Workspace) -> None:
+@pytest.mark.parametrize("order", ["newest-first", "oldest-first"])
+def test_the_answer_of_a_choice_is_the_next_like_and_the_others_are_unknown_to_the_user(
+    work: Workspace, order: Literal["newest-first", "oldest-first"]
+) -> None:
     index = labels(work) | {item_text(item): i for i, item in enumerate(work.prepared.dataset.items)}
     likes = [liked.tolist() for liked in training_likes(work.prepared)]
     graph, sizes, choices, forms = work.prepared.graph, set(), 0, set()
-    for parts in liked_choices(work.prepared, np.random.default_rng(1), 0.5):
+    prompts = PromptConfig(order=order)
+    for parts in liked_choices(work.prepared, np.random.default_rng(1), prompts):
         assert [wanted for _, wanted in parts] == [True] + [False, True] * (len(parts) // 2), "lists are not trained"
         text = "".join(part for part, _ in parts)
         head, *lists = text.split("Candidates:\n")
-        sequence = [index[line.removeprefix("- ")] for line in head.strip().split("\n")[1:]][::-1]
+        sequence = [index[line.removeprefix("- ")] for line in head.strip().split("\n")[1:]]
+        if order == "newest-first":
+            sequence = sequence[::-1]
+        assert head.startswith(f"Recently liked movies, {order.replace('-', ' ')}:\n")
         first = len(sequence)
         forms.add(("; " in text, len(lists)))
         for block in lists:
