@@ -77,6 +77,8 @@ def _list(found: Entry, reading: str, plots: Mapping[str, str]) -> str:
     test_rows = [row for row in others if row not in validation]
     if test_rows:
         parts += ["### Other experiments", result_table(test_rows, by_experiment=True)]
+        tests = found.get("variants", ())  # older files have none
+        parts += [test_table(tests, by_experiment=True)] * bool(tests)
     if validation:
         parts += ["### Searches, judged on validation queries", result_table(validation, by_experiment=True)]
     if reading:
@@ -124,17 +126,18 @@ def result_table(rows: Sequence[Entry], *, by_experiment: bool = False) -> str:
     return table(head, lines, right=len(head) - 1 - by_experiment)
 
 
-def test_table(tests: Sequence[Entry]) -> str:
-    """Differences between systems of the main table."""
+def test_table(tests: Sequence[Entry], *, by_experiment: bool = False) -> str:
+    """Differences between systems."""
     lines = []
     for test in tests:
         real = test["p"] < ALPHA
         verdict = "no" if not real else "yes, better" if test["difference"] > 0 else "yes, worse"
-        lines.append([f"{test['system']} minus {test['minus']}", METRICS[test["metric"]], f"{test['mean']:.3f}",
+        lines.append([*(test["experiments"][:1] if by_experiment else []),
+                      f"{test['system']} minus {test['minus']}", METRICS[test["metric"]], f"{test['mean']:.3f}",
                       f"{test['mean_minus']:.3f}", _difference(test), probability(test["p"]), verdict,
                       str(test["users"]), str(test["pairs"]), listed(test["seeds"])])
-    return table(["difference", "metric", "first", "second", "difference [95% interval]", "p", "real?", "people",
-                  "answers", "seeds"], lines, right=9)
+    return table([*["experiment"] * by_experiment, "difference", "metric", "first", "second",
+                  "difference [95% interval]", "p", "real?", "people", "answers", "seeds"], lines, right=9)
 
 
 def ratio_line(found: Entry) -> str:

@@ -65,6 +65,18 @@ def test_the_report_holds_what_the_file_holds(found: dict[str, Any]) -> None:
     assert "0.700" not in text.split("### Searches")[0], "a search stands in no other table"
 
 
+def test_experiments_outside_the_main_table_have_tests_of_their_own(found: dict[str, Any]) -> None:
+    plots = {"rewards": "r.png", "hits": "h.png"}
+    drawn = row("sft+grpo", 0, 0.3, experiment="drawn", headline=False)
+    test = found["significance"][0] | {"system": "sft+grpo", "minus": "sft", "experiments": ["drawn", "drawn"]}
+    text = evidence_report([(found | {"rows": [*found["rows"], drawn], "variants": [test]}, "", plots)])
+    others = text.split("### Other experiments")[1].split("### Searches")[0]
+    assert "| drawn | sft+grpo | **0.300**" in others and "| drawn | sft+grpo minus sft | HitRatio@1 |" in others
+    assert "sft+grpo minus sft" not in text.split("### Other experiments")[0]
+    older = evidence_report([(found | {"rows": [*found["rows"], drawn]}, "", plots)])
+    assert "| drawn | sft+grpo | **0.300**" in older, "a file without such tests"
+
+
 def test_a_rise_by_steps_alone_is_no_success(found: dict[str, Any]) -> None:
     first, second = reward_lines(found["curves"]).splitlines()
     assert first.startswith("- e sft+grpo") and "no success" not in first

@@ -19,7 +19,7 @@ from r2rec_jax.evaluation.significance import paired_bootstrap
 from r2rec_jax.files import write_json
 from r2rec_jax.stages.cli import BadInput
 from r2rec_jax.stages.experiments.plan import baseline_tasks, needed_stages, read_list, trials_of
-from r2rec_jax.stages.experiments.pooled import Pool, breakdowns, compared, diagnostics
+from r2rec_jax.stages.experiments.pooled import Pool, breakdowns, compared, compared_variants, diagnostics
 from r2rec_jax.stages.experiments.running import failure_reason, run_tasks
 from r2rec_jax.stages.experiments.worker import alone
 from tests.stages.smoke import write_list
@@ -166,6 +166,18 @@ def test_the_first_headline_gives_a_system_and_searches_give_none() -> None:
     assert {name: entry.experiment for name, entry in pool.main().items()} == {"sft": "main"}
     (row,) = breakdowns(pool)
     assert sum(bucket["users"] for bucket in row["by_popularity"]) == sum(e["users"] for e in row["by_position"]) == 60
+
+
+def test_an_experiment_outside_the_main_table_is_tested_within_itself_or_against_main() -> None:
+    pool = pool_of(sft=0.5, popularity=0.2)
+    for seed in (0, 1):
+        for system, skill in (("sft", 0.1), ("sft+grpo", 0.9)):
+            pool.add(None, "drawn", system, "own", "test", seed, records(skill, seed))
+    found = compared_variants(pool)
+    assert [(t["system"], t["minus"], t["experiments"]) for t in found][::3] == [
+        ("sft+grpo", "sft", ["drawn", "drawn"]), ("sft+grpo", "popularity", ["drawn", "main"])]
+    assert found[0]["mean_minus"] == np.mean([r.rank == 1 for seed in (0, 1) for r in records(0.1, seed)])
+    assert compared_variants(pool_of(sft=0.5, popularity=0.2)) == []
 
 
 def test_chains_are_compared_with_the_systems_own() -> None:

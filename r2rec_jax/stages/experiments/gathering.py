@@ -19,7 +19,7 @@ from r2rec_jax.evaluation.tables import result_file
 from r2rec_jax.files import read_json
 from r2rec_jax.stages.experiments.curves import grpo_curves
 from r2rec_jax.stages.experiments.plan import Task, Trial, baseline_config
-from r2rec_jax.stages.experiments.pooled import Pool, breakdowns, compared, diagnostics
+from r2rec_jax.stages.experiments.pooled import Pool, breakdowns, compared, compared_variants, diagnostics
 
 KEPT = ("seed", "split_seed", "users", "hr@1", "hr@3", "ndcg@3", "mrr", "valid_rate", "truncation_rate",
         "order_copying_rate", "duplicates_per_answer", "outside_per_answer", "statements_per_answer",
@@ -82,7 +82,8 @@ def gather(asked: ExperimentList, trials: Sequence[Trial], baselines: Sequence[T
         asked.what, rows, fingerprint([as_plain(asked), [trial.key for trial in trials]]), name=asked.name,
         title=asked.title, list=path.as_posix(), seeds=sorted({trial.seed for trial in trials}),
         experiments=[_described(experiment) for experiment in asked.experiments], status=status,
-        significance=compared(pool), breakdowns=breakdowns(pool), diagnostics=diagnostics(pool),
+        significance=compared(pool), variants=compared_variants(pool), breakdowns=breakdowns(pool),
+        diagnostics=diagnostics(pool),
         curves=[curve for trial in trials if trial.experiment.headline and (trial.folder / "run").is_dir()
                 for curve in grpo_curves(trial)],
         runs=[_origin(entry) for entry in found])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -81,6 +81,14 @@ class Pool:
                     found.setdefault(system, entry)
         return found
 
+    def variants(self) -> dict[str, dict[str, Pooled]]:
+        """experiment -> system -> its entry, under its own chains, of the experiments outside the main table."""
+        found: dict[str, dict[str, Pooled]] = {}
+        for (experiment, system, chains), entry in self._entries.items():
+            if experiment not in self._headlines and chains == "own":
+                found.setdefault(experiment, {})[system] = entry
+        return found
+
     def others(self) -> list[tuple[Pooled, Pooled]]:
         """(with the own chains, with other chains) of every system that was evaluated with both."""
         return [(self._entries[(experiment, system, "own")], entry)
@@ -129,12 +137,30 @@ def _refuse_other_candidates(first: Pooled, second: Pooled, keys: Sequence[Key])
 
 def compared(pool: Pool) -> list[dict[str, Any]]:
     """:data:`PAIRS` between the systems of the main table."""
-    named: dict[str, Pooled] = {}
-    for name, entry in pool.main().items():
-        stem, likelihood, _ = name.replace("pretrained", "base").partition("-likelihood")
-        named.setdefault(stem + likelihood, entry)
+    named = _by_role(pool.main())
     found = paired([(named[a], named[b]) for a, b in PAIRS if a in named and b in named])
     return [test for tests in found for test in tests]
+
+
+def compared_variants(pool: Pool) -> list[dict[str, Any]]:
+    """:data:`PAIRS` whose first system is of an experiment outside the main table; the second is of the same one, or of
+    the main table where that experiment has none."""
+    main = _by_role(pool.main())
+    pairs = []
+    for entries in pool.variants().values():
+        own = _by_role(entries)
+        named = main | own
+        pairs += [(own[a], named[b]) for a, b in PAIRS if a in own and b in named]
+    return [test for tests in paired(pairs) for test in tests]
+
+
+def _by_role(systems: Mapping[str, Pooled]) -> dict[str, Pooled]:
+    """Systems by the names of :data:`PAIRS`."""
+    named: dict[str, Pooled] = {}
+    for name, entry in systems.items():
+        stem, likelihood, _ = name.replace("pretrained", "base").partition("-likelihood")
+        named.setdefault(stem + likelihood, entry)
+    return named
 
 
 def diagnostics(pool: Pool) -> list[dict[str, Any]]:
