@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from r2rec_jax.evaluation.ranks import RankRecord
 from r2rec_jax.evaluation.significance import paired_bootstrap
 from r2rec_jax.files import write_json
 from r2rec_jax.stages.cli import BadInput
+from r2rec_jax.stages.experiments.curves import POINTS, grpo_curves
 from r2rec_jax.stages.experiments.plan import baseline_tasks, needed_stages, read_list, trials_of
 from r2rec_jax.stages.experiments.pooled import Pool, breakdowns, compared, compared_variants, diagnostics
 from r2rec_jax.stages.experiments.running import failure_reason, run_tasks
@@ -186,3 +191,16 @@ def test_chains_are_compared_with_the_systems_own() -> None:
     assert [len(entry["tests"]) for entry in found] == [0, 3, 3]
     worse, same = found[1]["tests"][0], found[2]["tests"][0]
     assert worse["difference"] < -0.3 and worse["p"] < 0.05 and (same["difference"], same["p"]) == (0, 1)
+
+
+@pytest.mark.parametrize("count", [1, 99, 100, 125, 250, 1001])
+def test_points_of_a_curve_are_means_of_equal_stretches(tmp_path: Path, count: int) -> None:
+    rows = [{"stage": "grpo", "step": step, "reward_rank": float(step)} for step in range(1, count + 1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = SimpleNamespace(run_dir=str(tmp_path), grpo=SimpleNamespace(start="sft"))
+    (curve,) = grpo_curves(cast("Any", SimpleNamespace(config=config, name="x", seed=0)))
+    ends = [0, *curve["steps"]]
+    sizes = np.diff(ends)
+    assert ends[-1] == count and len(sizes) <= POINTS and len(set(sizes[:-1].tolist())) <= 1 and sizes[-1] <= sizes[0]
+    expected = [(first + 1 + last) / 2 for first, last in pairwise(ends)]
+    assert curve["reward_rank"] == pytest.approx(expected)

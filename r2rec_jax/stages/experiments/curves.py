@@ -10,7 +10,7 @@ from r2rec_jax.reporting.plots import read_metrics
 from r2rec_jax.stages.experiments.plan import Trial
 
 POINTS = 100
-"""Longest curve; of longer ones the means of equal stretches are kept."""
+"""Longest curve; of longer ones the means of equal stretches are kept, the last of which may be shorter."""
 
 CURVES = ("reward", "reward_rank", "reward_step", "kl", "entropy", "completion_tokens", "copied_order", "valid",
           "truncated")
@@ -30,7 +30,8 @@ def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
         return []
     if not rows:
         return []
-    parts = np.array_split(np.arange(len(rows)), min(POINTS, len(rows)))
+    size = -(-len(rows) // POINTS)
+    parts = np.split(np.arange(len(rows)), range(size, len(rows), size))
     curve: dict[str, Any] = {
         "experiment": trial.name, "system": "sft+grpo" if trial.config.grpo.start == "sft" else "grpo",
         "seed": trial.seed, "steps": [rows[part[-1]]["step"] for part in parts]}
