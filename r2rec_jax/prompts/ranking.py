@@ -119,11 +119,12 @@ def _chains(view: QueryView, chains: tuple[ChainView, ...], config: PromptConfig
             raise ValueError(f"thoughts: prompt needs one thought for each of the {len(view.chains)} chains; "
                              f"got {len(view.thoughts)}")
         thoughts = view.thoughts[len(view.thoughts) - len(chains):]
-    described = {item.item_id for item, _ in view.liked[:config.liked]} if config.facts else set()
+    described = {item.item_id for item, _ in view.liked[:config.liked]}
     lines = [f"Interaction chains, ratings between users and {words.items}:"]
     for chain, thought in zip(chains, thoughts, strict=True):
-        lines.append(f"- {chain_text(chain, described=described, facts=config.facts)}")
-        described |= {chain.item0.item_id, chain.item1.item_id} if config.facts else set()
+        shown = chain_text(chain, described=described if config.facts else (), facts=config.facts)
+        lines.append(f"- {shown}")
+        described |= {chain.item0.item_id, chain.item1.item_id}
         if thought.strip():
             lines.append(f"  Thought: {' '.join(thought.split())}")
     return lines

@@ -135,7 +135,7 @@ def training_likes(prepared: Prepared) -> list[NDArray[np.integer]]:
 def liked_histories(prepared: Prepared, rng: np.random.Generator) -> Iterator[str]:
     """What each user liked, oldest first, one item a line, cut into texts of :data:`LIKES_A_TEXT` items from a drawn
     place on."""
-    names = [item_labels([item])[0] for item in prepared.dataset.items]
+    names = [item_text(item, facts=False) for item in prepared.dataset.items]
     facts = [item_text(item) for item in prepared.dataset.items]
     likes = training_likes(prepared)
     for user in rng.permutation(len(likes)):
@@ -166,9 +166,9 @@ def repeated_lists(prepared: Prepared, rng: np.random.Generator, *, bare: bool) 
             first, second = (", ".join(item_name(item) for item in some) for some in (listed, again))
             yield [(f"{first}{ANSWER}", False), (second, True)]
         else:
-            labels = [item_labels([item])[0] for item in again]
-            answer = render_answer(range(len(labels)), "titles", labels, count)
-            yield [("".join(f"{item_labels([item])[0]}\n" for item in listed), False), (answer, True)]
+            names = [item_text(item, facts=False) for item in again]
+            answer = render_answer(range(count), "titles", names, count)
+            yield [("".join(f"{item_text(item, facts=False)}\n" for item in listed), False), (answer, True)]
 
 
 def liked_choices(prepared: Prepared, rng: np.random.Generator, prompts: PromptConfig) -> Iterator[list[Part]]:
