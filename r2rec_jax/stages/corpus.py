@@ -167,7 +167,7 @@ def repeated_lists(prepared: Prepared, rng: np.random.Generator, *, bare: bool) 
             yield [(f"{first}{ANSWER}", False), (second, True)]
         else:
             names = [item_text(item, facts=False) for item in again]
-            answer = render_answer(range(count), "titles", names, count)
+            answer = render_answer(range(len(names)), "titles", names, count)
             yield [("".join(f"{item_text(item, facts=False)}\n" for item in listed), False), (answer, True)]
 
 
