@@ -4,7 +4,7 @@
 #   launch/gpu_evidence.sh                     on a machine with one GPU and the extra [cuda] or [cuda13]
 #   MINUTES=25 OUT=/some/folder launch/gpu_evidence.sh --only main --seeds 0
 #
-# LIST       the list                          (configs/evidence/smollm2.yaml)
+# LIST       the list                          (configs/evidence/smollm2_1m.yaml)
 # MINUTES    that it may take; a step that is under way is ended and saved, which takes some seconds more    (60)
 # RESULTS    folder of the result files        (results)
 # OUT        folder for what must outlive the machine: the result files, and the runs in runs.tar.gz.aa, .ab, ...
@@ -17,7 +17,7 @@
 # the program's own.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
-list=${LIST:-configs/evidence/smollm2.yaml} minutes=${MINUTES:-60} results=${RESULTS:-results} out=${OUT:-}
+list=${LIST:-configs/evidence/smollm2_1m.yaml} minutes=${MINUTES:-60} results=${RESULTS:-results} out=${OUT:-}
 keep=${KEEP:-small} from=${FROM:-} python=${PYTHON:-.venv/bin/python}
 refuse() { echo "error: $1" >&2; exit 2; }
 [[ $minutes =~ ^[0-9]+([.][0-9]+)?$ ]] || refuse "MINUTES must be a number; got '$minutes'"

@@ -1,4 +1,4 @@
-"""Every configuration under configs/ parses, and what its comments promise of memory is what ``--plan`` says."""
+"""Configurations and lists under configs/ parse, and what comments promise of memory is what ``--plan`` says."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import pytest
 from r2rec_jax.config import TrainConfig, as_plain
 from r2rec_jax.models.shapes import DEEPSEEK_8B, KNOWN
 from r2rec_jax.stages.cli import add_train_config, make_parser, parse_train_config
+from r2rec_jax.stages.experiments.plan import read_list, trials_of
 from r2rec_jax.stages.memory.plan import GIB, make_plan
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 ALL = sorted(FOLDER.glob("*.yaml"))
 EIGHT_B = sorted(FOLDER.glob("*_8b.yaml"))
+LISTS = sorted(path for path in (FOLDER / "evidence").glob("*.yaml") if not path.stem.endswith(".base"))
 
 
 def parse(path: Path, *more: str) -> TrainConfig:
@@ -30,6 +32,18 @@ def test_a_configuration_parses_and_opens_with_its_command(path: Path) -> None:
     command = "make quickstart" if path.stem == "quickstart" else f"{entry} --config configs/{path.name}"
     first = path.read_text().splitlines()[0]
     assert first.startswith("#") and command in first
+
+
+@pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem)
+def test_a_list_resolves_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every setting of every experiment; one that changes nothing is the recipe itself."""
+    monkeypatch.chdir(FOLDER.parent)
+    asked = read_list(path)
+    assert asked.name == path.stem
+    trials = trials_of(asked)
+    assert {trial.name for trial in trials} == {experiment.name for experiment in asked.experiments}
+    for trial in trials:
+        assert trial.experiment.set or trial.experiment.headline or trial.experiment.split == "validation"
 
 
 def test_the_8b_configurations_differ_in_their_data_alone() -> None:
