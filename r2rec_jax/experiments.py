@@ -26,8 +26,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--next", action="store_true", help="run the next one only")
     parser.add_argument("--only", type=str, nargs="+", default=[], metavar="NAME",
                         help="these experiments; 'baselines' are the classical models")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="these seeds instead of the list's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[],
+                        help="these seeds instead of the list's; no others than its own where an experiment names some")
     parser.add_argument("--retry", action="store_true", help="run those again that have failed")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="train anew what was trained with other settings; without it such an experiment fails")
     parser.add_argument("--report", action="store_true", help="write the report and its plots; run nothing")
     parser.add_argument("--results", type=str, default="results", metavar="DIR", help="folder of the result files")
     parser.add_argument("--out", type=str, default="EVIDENCE.md", metavar="FILE", help="with --report: the report")
@@ -37,7 +40,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
     if given.list is not None:
         run_list(given.list, given.results, only=given.only, seeds=given.seeds, only_next=given.next,
-                 retry=given.retry, nothing=given.report)
+                 retry=given.retry, overwrite=given.overwrite, nothing=given.report)
     elif not given.report:
         raise ValueError("a list must be given to run experiments; got none; name a LIST.yaml, or --report")
     if given.report:

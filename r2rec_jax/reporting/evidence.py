@@ -16,9 +16,12 @@ from r2rec_jax.reporting.comparison import listed, position_rates, position_stre
 
 Entry = Mapping[str, Any]
 
-METRICS = {"hr@1": "HitRatio@1", "hr@3": "HitRatio@3", "ndcg@3": "NDCG@3"}
-RATES = {"valid_rate": "valid", "order_copying_rate": "order copied", "tokens_per_answer": "tokens"}
+METRICS = {"hr@1": "HitRatio@1", "first@1": "first line", "hr@3": "HitRatio@3", "ndcg@3": "NDCG@3"}
+RATES = {"valid_rate": "valid", "outside_per_answer": "outside", "order_copying_rate": "order copied",
+         "tokens_per_answer": "tokens"}
 CHAINS = {"own": "its own", "swapped": "another user's", "none": "none"}
+READABLE = 0.5
+"""Below this share of valid answers HitRatio@1 measures the form of an answer."""
 EDGE = 5
 """The first and the last 1/EDGE of GRPO's steps are compared."""
 
@@ -30,8 +33,11 @@ words; what is counted is where it puts the true item. This document is made by
 are written by hand.
 
 - **HitRatio@1**: share of people whose true item comes first (guessing: .05); **HitRatio@3**: among the first three
-  (.15); **NDCG@3**: as HitRatio@3, but second and third place count less. An answer that cannot be read is a miss.
-- **valid**: share of answers that can be read. A model that merely learns the form of an answer gains here.
+  (.15); **NDCG@3**: as HitRatio@3, but second and third place count less. An answer that names no candidate is a miss.
+- **first line**: HitRatio@1 by the first line as it is written. The other figures, and R_rank, skip lines that are no
+  candidates, as the method is defined: a film that is not in the list costs nothing there. **outside**: such lines an
+  answer.
+- **valid**: share of answers that name a candidate. A model that merely learns the form of an answer gains here.
 - **order copied**: share of answers that only repeat the order of the list.
 - **base** (**pretrained** for a model trained from scratch): the model before either stage. **sft**: after learning
   from written examples (supervised fine-tuning). **sft+grpo**: then trained by rewards on its own answers. **grpo**:
@@ -42,8 +48,11 @@ are written by hand.
 - **chains**: ways through other people's ratings from one liked item to another, shown in the prompt.
 - **negatives**: how the 19 others are drawn. **split**: which of a person's ratings is the true item; for
   `last-positive` the last one that was liked.
-- **±**: standard deviation over seeds; a seed draws people, candidates and all randomness of training. **p**: how often
-  a difference as large would come from drawing other people (paired bootstrap); below .05 counts as real."""
+- **±**: standard deviation over seeds; a seed draws candidates, all randomness of training, and people where there are
+  more of them than are asked. The people's earlier choices are what models are trained on, their last one is asked for.
+- **p**: how often a difference as large would come from drawing other people, for the models as they were trained
+  (paired bootstrap). **Holm**: p after correction for the number of differences in the table on the same metric; *real*
+  is what stays below .05 there. Whether other trainings would give the same is another question: see **by seed**."""
 
 
 def evidence_report(parts: Sequence[tuple[Entry, str, Mapping[str, str]]]) -> str:
@@ -68,7 +77,8 @@ def _list(found: Entry, reading: str, plots: Mapping[str, str]) -> str:
         parts += ["### Are the differences real?", _conditions(found), test_table(found["significance"])]
         parts += [ratio_line(found)] * bool(ratio_line(found))
     if found["curves"]:
-        parts += ["### Training by rewards", "Means over the training prompts of a step, mean and spread over seeds.",
+        parts += ["### Training by rewards", "Means over the training prompts of a step, mean and spread over seeds. "
+                  "Each step has prompts of its own, so first and last steps differ by their prompts too.",
                   reward_table(found["curves"]), reward_lines(found["curves"]),
                   f"![Rewards, KL, entropy, length and order copying of every GRPO step]({plots['rewards']})"]
     if found["breakdowns"]:
@@ -77,10 +87,10 @@ def _list(found: Entry, reading: str, plots: Mapping[str, str]) -> str:
     test_rows = [row for row in others if row not in validation]
     if test_rows:
         parts += ["### Other experiments", result_table(test_rows, by_experiment=True)]
-        tests = found.get("variants", ())  # older files have none
-        parts += [test_table(tests, by_experiment=True)] * bool(tests)
+        parts += [test_table(found["variants"], by_experiment=True)] * bool(found["variants"])
     if validation:
         parts += ["### Searches, judged on validation queries", result_table(validation, by_experiment=True)]
+        parts += [test_table(found["searches"], by_experiment=True)] * bool(found["searches"])
     if reading:
         parts += ["### Reading", reading]
     return "\n\n".join([*parts, _origin(found)])
@@ -130,25 +140,35 @@ def test_table(tests: Sequence[Entry], *, by_experiment: bool = False) -> str:
     """Differences between systems."""
     lines = []
     for test in tests:
-        real = test["p"] < ALPHA
+        real = test["p_holm"] < ALPHA
         verdict = "no" if not real else "yes, better" if test["difference"] > 0 else "yes, worse"
-        lines.append([*(test["experiments"][:1] if by_experiment else []),
-                      f"{test['system']} minus {test['minus']}", METRICS[test["metric"]], f"{test['mean']:.3f}",
-                      f"{test['mean_minus']:.3f}", _difference(test), probability(test["p"]), verdict,
+        own, other = test["experiments"]
+        lines.append([*[own] * by_experiment,
+                      f"{test['system']} minus {test['minus']}" + f" of {other}" * (by_experiment and other != own),
+                      METRICS[test["metric"]], f"{test['mean']:.3f}", f"{test['mean_minus']:.3f}", _difference(test),
+                      probability(test["p"]), probability(test["p_holm"]), verdict,
+                      ", ".join(f"{value:+.3f}" for value in test["by_seed"]) if len(test["seeds"]) > 1 else "-",
                       str(test["users"]), str(test["pairs"]), listed(test["seeds"])])
     return table([*["experiment"] * by_experiment, "difference", "metric", "first", "second",
-                  "difference [95% interval]", "p", "real?", "people", "answers", "seeds"], lines, right=9)
+                  "difference [95% interval]", "p", "Holm", "real?", "by seed", "people", "answers", "seeds"], lines,
+                 right=11)
 
 
 def ratio_line(found: Entry) -> str:
-    """The paper's headline: how many times the base's HitRatio@1."""
+    """The paper's headline: how many times the base's HitRatio@1; nothing of a base that cannot answer."""
     lines = []
     for test in found["significance"]:
         base = test["minus"] in ("base", "pretrained", "base-likelihood", "pretrained-likelihood")
         if test["metric"] == "hr@1" and base and test["system"] == "sft+grpo":
-            times = f"{test['mean'] / test['mean_minus']:.2f} times" if test["mean_minus"] else "no multiple of"
-            lines.append(f"sft+grpo has {times} the HitRatio@1 of {test['minus']}")
-    return "; ".join(lines) + (" (the paper: 2.3 times its base)." if lines else "")
+            rates = [row["valid_rate"] for row in found["rows"] if row["headline"] and row["chains"] == "own"
+                     and row["system"] == test["minus"] and row["method"] == "generate"]
+            if not test["mean_minus"] or (rates and np.mean(rates) < READABLE):
+                lines.append(f"{test['minus']} writes hardly an answer that can be read, so a multiple of its"
+                             " HitRatio@1 means nothing")
+            else:
+                lines.append(f"sft+grpo has {test['mean'] / test['mean_minus']:.2f} times the HitRatio@1 of "
+                             f"{test['minus']}")
+    return "; ".join(lines) + (" (the paper: 2.3 times its base, in the mean of its data sets)." if lines else "")
 
 
 def reward_edges(curves: Sequence[Entry], name: str) -> list[tuple[float, float]]:
@@ -172,16 +192,29 @@ def reward_table(curves: Sequence[Entry]) -> str:
 
 
 def reward_lines(curves: Sequence[Entry]) -> str:
-    """What rose: a reward that rises through its step part alone is no success."""
+    """What rose, with its standard error: a reward that rises through its step part alone is no success."""
     lines = []
     for experiment, own in _by_experiment(curves).items():
-        rank, step = (float(np.mean([last - first for first, last in reward_edges(own, name)]))
-                      for name in ("reward_rank", "reward_step"))
-        said = f"- {experiment} ({own[0]['system']}), first to last fifth: R_rank {rank:+.3f}, R_step {step:+.3f}"
-        if step > 0 >= rank:
+        (rank, rank_error), (step, step_error) = (reward_rise(own, name) for name in ("reward_rank", "reward_step"))
+        said = (f"- {experiment} ({own[0]['system']}), first to last fifth, with the standard error that the scatter "
+                f"of steps gives: R_rank {rank:+.3f} ± {rank_error:.3f}, R_step {step:+.3f} ± {step_error:.3f}")
+        if step > 2 * step_error and rank <= 2 * rank_error:
             said += "; **the reward rose through R_step alone, which is no success**"
         lines.append(said + ".")
     return "\n".join(lines)
+
+
+def reward_rise(curves: Sequence[Entry], name: str) -> tuple[float, float]:
+    """From the first to the last fifth of the points, mean over seeds, and its standard error.
+
+    The error is that of two means of points that scatter independently, as prompts of different steps do.
+    """
+    rises = [last - first for first, last in reward_edges(curves, name)]
+    errors = []
+    for values in (np.array(curve[name]) for curve in curves if name in curve):
+        size = max(1, len(values) // EDGE)
+        errors.append(sum(part.var(ddof=1) / size if size > 1 else np.inf for part in (values[:size], values[-size:])))
+    return float(np.mean(rises)), float(np.sqrt(np.sum(errors)) / len(rises))
 
 
 def _breakdowns(found: Entry) -> list[str]:
@@ -189,7 +222,8 @@ def _breakdowns(found: Entry) -> list[str]:
     stretches = position_stretches(rows)
     places = [[row["system"], *(_rate(rate) for rate in position_rates(row, stretches)), probability(row["position_p"])]
               for row in rows]
-    parts = [_conditions(found) + " HitRatio@1 by the true item's place in the list (p: could the rates be equal?):",
+    parts = [_conditions(found) + " HitRatio@1 by the true item's place in the list (p: could the rates at all places "
+             "be equal?):",
              table(["system", *(f"{low} to {high}" for low, high in stretches), "p"], places, right=5)]
     counted = [row for row in rows if row["by_popularity"]]
     if counted:
@@ -212,7 +246,7 @@ def chains_table(diagnostics: Sequence[Entry]) -> str:
         lines.append([entry["experiment"], entry["system"], CHAINS[entry["chains"]],
                       *(f"{entry[name]:.3f}" for name in METRICS), *lost, str(entry["users"])])
     return table(["experiment", "system", "chains", *METRICS.values(), "HitRatio@1 against its own", "p", "seeds",
-                  "answers"], lines, right=7)
+                  "answers"], lines, right=8)
 
 
 def spread(rows: Sequence[Entry], name: str, form: str = ".3f", *, bold: bool = False) -> str:

@@ -2,8 +2,8 @@
 
 A model that uses its chains gets worse with foreign ones; one that does not will not notice. Every query of a split
 gets the chains of another user's query: queries are ordered by a hash of the seed and their users, and take the chains
-of those that stand as many places on as the user with the most queries has. A chain that holds the query's own target,
-which the donor may have rated, is left out.
+of those that stand as many places on as the user with the most queries has. A chain that holds one of the query's
+candidates, which the donor may have rated, is left out: a query's own chains hold none.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def with_swapped_chains(prepared: Prepared, split: Split, seed: int) -> tuple[Pr
         seed: of the pairing.
 
     Returns:
-        The data, and how many chains were left out since they hold the target.
+        The data, and how many chains were left out since they hold a candidate.
 
     Raises:
         ValueError: one user has more than half of the queries.
@@ -63,6 +63,6 @@ def with_swapped_chains(prepared: Prepared, split: Split, seed: int) -> tuple[Pr
     chains, left_out = dict(prepared.chains), 0
     for query, donor in zip(queries, donors(users, keys).tolist(), strict=True):
         given = prepared.chains_of(queries[donor])
-        chains[query.query_id] = tuple(c for c in given if query.target not in (c.item0, c.item1))
+        chains[query.query_id] = tuple(c for c in given if not {c.item0, c.item1} & set(query.candidates))
         left_out += len(given) - len(chains[query.query_id])
     return replace(prepared, chains=chains), left_out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,8 +60,10 @@ def test_a_list_is_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {row["experiment"] for row in json.loads(file.read_text())["rows"]} == {"main"}
     assert experiments(argv) == 0
     said = capfd.readouterr().err
-    assert "search, seed 0 (3 of 4): failed" in said and "prompts.max_tokens" in said
+    assert "baselines, seed 0 (2 of 4): done" in said, "after the first experiment: time may end before the list does"
+    assert "search, seed 0 (4 of 4): failed" in said and "prompts.max_tokens" in said
     check_results(json.loads(file.read_text()))
+    check_first_lines(json.loads(file.read_text()), runs / "main" / "seed-0" / "run" / "evaluate")
 
     before = file.read_bytes()
     assert experiments(argv) == 0 and "failed before and is left out" in capfd.readouterr().err
@@ -72,6 +75,26 @@ def test_a_list_is_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     report = (tmp_path / "EVIDENCE.md").read_text()
     assert "failed: 0" in report and all((tmp_path / link).stat().st_size > 10_000 for link in (
         "results/evidence_smoke_rewards.png", "results/evidence_smoke_hits.png"))
+
+
+    plain["experiments"][1]["set"]["grpo.lr"] = 1e-5
+    path.write_text(yaml.safe_dump(plain))
+    assert experiments([*argv, "--only", "no-sft"]) == 0
+    assert "grpo.lr (was" in (said := capfd.readouterr().err) and "--overwrite" in said
+    assert experiments([*argv, "--only", "no-sft", "--overwrite"]) == 0
+    assert "no-sft, seed 0 (1 of 1): done" in capfd.readouterr().err
+
+
+def check_first_lines(found: dict, folder: Path) -> None:
+    """The rate by the first line, from the answers themselves."""
+    for row in found["rows"]:
+        if row["experiment"] == "main" and (row["method"], row["chains"]) == ("generate", "own"):
+            answers = [json.loads(line) for line in (folder / f"predictions-test-{row['system']}.jsonl").open()]
+            first = [p["rank"] == 1 and re.split(r"[\s,]+", p["output"].split("<answer>")[-1].strip())[0]
+                     == str(p["candidates"].index(p["target"]) + 1) for p in answers]
+            assert row["first@1"] == sum(first) / len(first) <= row["hr@1"]
+        elif row["method"] != "generate":
+            assert row["first@1"] == row["hr@1"]
 
 
 def check_results(found: dict) -> None:

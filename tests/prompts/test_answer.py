@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -13,6 +14,7 @@ from r2rec_jax.data.interactions import Item
 from r2rec_jax.prompts.answer import (
     ParsedAnswer,
     count_statements,
+    first_mention,
     parse_completion,
     parse_rating,
     render_answer,
@@ -98,6 +100,19 @@ def test_numbers(block: str, ranking: tuple[int, ...], duplicates: int, outside:
 def test_titles(block: str, ranking: tuple[int, ...], outside: int) -> None:
     parsed = parse(f"<answer>\n{block}\n</answer>", form="titles")
     assert (parsed.ranking, parsed.outside) == (ranking, outside)
+
+
+@pytest.mark.parametrize(("text", "form", "first"), [
+    ("<answer>\n1. fargo\nBig (1988)\n</answer>", "titles", 2),
+    ("<answer>\nFargo 2 (1996)\nBig (1988)\n</answer>", "titles", None),
+    ("<answer>Big (1988); Fargo (1996)</answer>", "titles", 1),
+    ("<think>\nBig (1988)\n</think>\n<answer>3, 1</answer>", "numbers", 2),
+    ("<answer>9, 1</answer>", "numbers", None),
+    ("<answer>\n</answer>", "titles", None),
+    ("Big (1988)", "titles", None),
+])
+def test_the_first_line(text: str, form: Any, first: int | None) -> None:
+    assert first_mention(text, form=form, titles=TITLES, opened_think=False) == first
 
 
 def test_a_title_of_two_candidates_without_year_names_neither() -> None:

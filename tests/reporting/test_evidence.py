@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from r2rec_jax.reporting.evidence import evidence_report, result_table, reward_lines, table
+from r2rec_jax.reporting.evidence import evidence_report, ratio_line, result_table, reward_lines, reward_rise, table
 from r2rec_jax.reporting.evidence_plots import band, plot_hits, plot_rewards
 
 PLACES = [{"number": n, "users": 5, "hr@1": 0.4, "hr@3": 0.6} for n in range(1, 21)]
@@ -18,7 +18,8 @@ BUCKETS = [{"bucket": n, "edges": [n, 9 * n], "users": 20, "hr@1": n / 10, "hr@3
 def row(system: str, seed: int, hit: float, **more: Any) -> dict[str, Any]:
     return {"system": system, "experiment": "main", "headline": True, "method": "generate", "chains": "own",
             "seed": seed, "users": 100, "hr@1": hit, "hr@3": hit + 0.1, "ndcg@3": hit + 0.05, "valid_rate": 0.9,
-            "order_copying_rate": 0.1, "tokens_per_answer": 100.0, "dataset": "ml-1m", "negatives": "uniform",
+            "first@1": hit - 0.05, "outside_per_answer": 0.3, "order_copying_rate": 0.1,
+            "tokens_per_answer": 100.0, "dataset": "ml-1m", "negatives": "uniform",
             "split": "last-positive", **more}
 
 
@@ -32,8 +33,8 @@ def curve(system: str, seed: int, rank: float, step: float, steps: int = 40) -> 
 @pytest.fixture
 def found() -> dict[str, Any]:
     test = {"system": "sft+grpo", "minus": "base", "metric": "hr@1", "mean": 0.46, "mean_minus": 0.2,
-            "difference": 0.26, "low": 0.2, "high": 0.3, "p": 0.0002, "users": 150, "draws": 10_000, "pairs": 200,
-            "seeds": [0, 1]}
+            "difference": 0.26, "low": 0.2, "high": 0.3, "p": 0.0002, "p_holm": 0.0018, "users": 150, "draws": 10_000,
+            "pairs": 200, "seeds": [0, 1], "by_seed": [0.3, 0.22], "experiments": ["main", "main"]}
     broken = {"by_position": PLACES, "position_p": 0.5, "by_popularity": BUCKETS}
     return {
         "name": "x", "title": "A title", "what": "Some prose.", "created": "2026-01-01", "hardware": "a GPU",
@@ -42,11 +43,12 @@ def found() -> dict[str, Any]:
         "experiments": [{"name": "main", "why": "to see", "set": {"grpo.lr": 0.1}}],
         "status": [{"experiment": "main", "seed": 0, "status": "done", "seconds": 3600},
                    {"experiment": "main", "seed": 1, "status": "failed", "reason": "no memory"}],
-        "significance": [test], "curves": [curve("sft+grpo", 0, 0.2, 0.1), curve("sft+grpo", 1, 0.2, 0.1, steps=30),
-                                           curve("grpo", 0, -0.1, 0.3)],
+        "significance": [test], "variants": [], "searches": [],
+        "curves": [curve("sft+grpo", 0, 0.2, 0.1), curve("sft+grpo", 1, 0.2, 0.1, steps=30),
+                   curve("grpo", 0, -0.1, 0.3)],
         "breakdowns": [{"experiment": "main", "system": name, **broken} for name in ("base", "sft+grpo")],
         "diagnostics": [{"experiment": "main", "system": "sft+grpo", "chains": chains, "users": 200, "hr@1": 0.4,
-                         "hr@3": 0.5, "ndcg@3": 0.45, **broken,
+                         "hr@3": 0.5, "ndcg@3": 0.45, "first@1": 0.4, **broken,
                          "tests": [] if chains == "own" else [test | {"minus": "sft+grpo"}]}
                         for chains in ("own", "swapped")],
         "runs": [{"commit": "abcdef0123456789", "dirty": True}],
@@ -73,8 +75,16 @@ def test_experiments_outside_the_main_table_have_tests_of_their_own(found: dict[
     others = text.split("### Other experiments")[1].split("### Searches")[0]
     assert "| drawn | sft+grpo | **0.300**" in others and "| drawn | sft+grpo minus sft | HitRatio@1 |" in others
     assert "sft+grpo minus sft" not in text.split("### Other experiments")[0]
-    older = evidence_report([(found | {"rows": [*found["rows"], drawn]}, "", plots)])
-    assert "| drawn | sft+grpo | **0.300**" in older, "a file without such tests"
+    assert "minus sft of" not in others, "the same experiment needs no name"
+    main = test | {"minus": "sft+grpo", "experiments": ["drawn", "main"], "p_holm": 0.06}
+    text = evidence_report([(found | {"rows": [*found["rows"], drawn], "variants": [main]}, "", plots)])
+    assert "sft+grpo minus sft+grpo of main | HitRatio@1 |" in text and "| 0.060 | no |" in text
+
+
+def test_a_base_that_cannot_answer_has_no_multiple(found: dict[str, Any]) -> None:
+    assert ratio_line(found).startswith("sft+grpo has 2.30 times the HitRatio@1 of base (the paper")
+    mute = [entry | {"valid_rate": 0.1} if entry["system"] == "base" else entry for entry in found["rows"]]
+    assert ratio_line(found | {"rows": mute}).startswith("base writes hardly an answer that can be read")
 
 
 def test_a_rise_by_steps_alone_is_no_success(found: dict[str, Any]) -> None:
@@ -83,9 +93,20 @@ def test_a_rise_by_steps_alone_is_no_success(found: dict[str, Any]) -> None:
     assert second.startswith("- e grpo") and "through R_step alone, which is no success" in second
 
 
+def test_a_rise_within_the_scatter_of_steps_is_none() -> None:
+    rng = np.random.default_rng(0)
+    curves = [{"reward_rank": rng.normal(0.4, 0.1, 1000).tolist()} for _ in range(4)]
+    rise, error = reward_rise(curves, "reward_rank")
+    assert error == pytest.approx(0.1 * (2 / 200) ** 0.5 / 2, rel=0.1) and abs(rise) < 4 * error
+    noisy = [{"experiment": "e", "system": "grpo", "seed": 0, "steps": list(range(50)),
+              "reward_rank": [0.0] * 50, "reward_step": rng.normal(0.5, 0.1, 50).tolist()}]
+    assert "no success" not in reward_lines(noisy)
+    assert reward_rise([{"reward_rank": [0.1, 0.3]}], "reward_rank") == (pytest.approx(0.2), np.inf)
+
+
 def test_tokens_of_scored_lines_are_no_answers() -> None:
     (line,) = result_table([row("base-likelihood", 0, 0.3, method="likelihood")]).splitlines()[2:]
-    assert line.split(" | ")[4:7] == ["-", "-", "-"]
+    assert line.split(" | ")[5:9] == ["-", "-", "-", "-"]
 
 
 def test_cells_cannot_break_a_table() -> None:

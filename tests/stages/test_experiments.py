@@ -19,12 +19,19 @@ import yaml
 from r2rec_jax.config import TrainConfig
 from r2rec_jax.evaluation.ranking import MISS
 from r2rec_jax.evaluation.ranks import RankRecord
-from r2rec_jax.evaluation.significance import paired_bootstrap
+from r2rec_jax.evaluation.significance import holm, paired_bootstrap
 from r2rec_jax.files import write_json
 from r2rec_jax.stages.cli import BadInput
 from r2rec_jax.stages.experiments.curves import POINTS, grpo_curves
 from r2rec_jax.stages.experiments.plan import baseline_tasks, needed_stages, read_list, trials_of
-from r2rec_jax.stages.experiments.pooled import Pool, breakdowns, compared, compared_variants, diagnostics
+from r2rec_jax.stages.experiments.pooled import (
+    Pool,
+    breakdowns,
+    compared,
+    compared_searches,
+    compared_variants,
+    diagnostics,
+)
 from r2rec_jax.stages.experiments.running import failure_reason, run_tasks
 from r2rec_jax.stages.experiments.worker import alone
 from tests.stages.smoke import write_list
@@ -53,6 +60,9 @@ def test_trials_are_experiments_with_seeds(tmp_path: Path) -> None:
     assert alone_.config.grpo.start == "base" and alone_.order["stages"] == ["prepare", "thoughts", "pretrain", "grpo"]
     assert alone_.order["reuse"] == [str(tmp_path / "runs" / "main" / "seed-3" / "run")]
     assert [t.seed for t in trials_of(asked, [7])] == [7, 7, 7]
+    some = read_list(changed(write_list(tmp_path / "c", seeds=[3, 5]), 2, seeds=[3]))
+    assert [t.seed for t in trials_of(some, [3, 5])] == [3, 5, 3, 5, 3]
+    assert [t.seed for t in trials_of(some, [7])] == [7, 7]
     fixed = trials_of(read_list(write_list(tmp_path / "b", seeds=[3, 5], split_seed=1)))
     assert [(t.config.train_seed, t.config.data.split_seed) for t in fixed[:2]] == [(3, 1), (5, 1)]
     assert len(baseline_tasks(asked, trials)) == 2 and len(baseline_tasks(asked, fixed)) == 1
@@ -147,13 +157,26 @@ def pool_of(**skills: float) -> Pool:
 
 def test_tests_pool_the_seeds_and_resample_users() -> None:
     found = compared(pool_of(pretrained=0.2, sft=0.5, sft_grpo=0.9))
-    assert [(t["system"], t["minus"], t["metric"]) for t in found][::3] == [
+    assert [(t["system"], t["minus"], t["metric"]) for t in found][::4] == [
         ("sft+grpo", "sft", "hr@1"), ("sft", "pretrained", "hr@1"), ("sft+grpo", "pretrained", "hr@1")]
     test = found[0]
     hits = [[float(r.rank == 1) for seed in (0, 1) for r in records(skill, seed)] for skill in (0.9, 0.5)]
     expected = paired_bootstrap(*hits, users=[r.user_id for seed in (0, 1) for r in records(0.9, seed)])
     assert test["difference"] == pytest.approx(expected.difference) and test["users"] == 30 and test["pairs"] == 60
     assert test["p"] < 0.05 and test["mean"] - test["mean_minus"] == pytest.approx(test["difference"])
+    assert test["by_seed"] == [pytest.approx(np.mean(hits[0][n:n + 30]) - np.mean(hits[1][n:n + 30])) for n in (0, 30)]
+    family = [t for t in found if t["metric"] == "hr@1"]
+    assert [t["p_holm"] for t in family] == holm([t["p"] for t in family])
+
+
+def test_a_line_before_the_target_costs_the_first_place_there_alone() -> None:
+    pool = pool_of(sft=0.5)
+    for seed in (0, 1):
+        own = records(0.9, seed)
+        pool.add("main", "main", "sft+grpo", "own", "test", seed, own, {r.query_id: False for r in own})
+    found = {t["metric"]: t for t in compared(pool)}
+    assert found["hr@1"]["mean"] > 0.5 and found["first@1"]["mean"] == 0
+    assert found["first@1"]["mean_minus"] == found["hr@1"]["mean_minus"], "a ranking without lines has its first place"
 
 
 def test_other_candidates_are_refused() -> None:
@@ -179,16 +202,28 @@ def test_an_experiment_outside_the_main_table_is_tested_within_itself_or_against
         for system, skill in (("sft", 0.1), ("sft+grpo", 0.9)):
             pool.add(None, "drawn", system, "own", "test", seed, records(skill, seed))
     found = compared_variants(pool)
-    assert [(t["system"], t["minus"], t["experiments"]) for t in found][::3] == [
-        ("sft+grpo", "sft", ["drawn", "drawn"]), ("sft+grpo", "popularity", ["drawn", "main"])]
+    assert [(t["system"], t["minus"], t["experiments"]) for t in found][::4] == [
+        ("sft+grpo", "sft", ["drawn", "drawn"]), ("sft", "sft", ["drawn", "main"]),
+        ("sft+grpo", "popularity", ["drawn", "main"])]
     assert found[0]["mean_minus"] == np.mean([r.rank == 1 for seed in (0, 1) for r in records(0.1, seed)])
     assert compared_variants(pool_of(sft=0.5, popularity=0.2)) == []
+    pool.add(None, "other negatives", "sft", "own", "test", 0, records(0.9, seed=4))
+    assert compared_variants(pool) == found, "nothing is subtracted where the candidates differ"
+
+
+def test_searches_are_held_against_the_first_of_them() -> None:
+    pool = pool_of(sft=0.9)
+    for name, skill in (("as it is", 0.5), ("higher rate", 0.9)):
+        pool.add(None, name, "sft", "own", "validation", 0, records(skill, 0))
+    found = compared_searches(pool)
+    assert [(t["experiments"], t["seeds"]) for t in found] == [(["higher rate", "as it is"], [0])] * 4
+    assert found[0]["difference"] > 0 and len(compared(pool)) == 0, "and stay out of all else"
 
 
 def test_chains_are_compared_with_the_systems_own() -> None:
     found = diagnostics(pool_of(sft=0.8, sft__swapped=0.2, sft__none=0.8))
     assert [entry["chains"] for entry in found] == ["own", "swapped", "none"]
-    assert [len(entry["tests"]) for entry in found] == [0, 3, 3]
+    assert [len(entry["tests"]) for entry in found] == [0, 4, 4]
     worse, same = found[1]["tests"][0], found[2]["tests"][0]
     assert worse["difference"] < -0.3 and worse["p"] < 0.05 and (same["difference"], same["p"]) == (0, 1)
 

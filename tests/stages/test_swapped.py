@@ -1,4 +1,4 @@
-"""Chains of other users: every query gets some, never its own user's, never with its target."""
+"""Chains of other users: every query gets some, never its own user's, never with a candidate."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare(TrainConfig(data=data, graph=GraphConfig(chains=5)), folder / "prepared")
 
 
-def test_chains_come_from_others_and_never_show_the_target(prepared: Prepared) -> None:
+def test_chains_come_from_others_and_never_show_a_candidate(prepared: Prepared) -> None:
     swapped, left_out = with_swapped_chains(prepared, "test", seed=0)
     given = sum(len(prepared.chains_of(query)) for query in prepared.queries["test"])
-    assert left_out > 0, "the data must be small enough for a donor to have rated the target"
+    assert left_out > 0, "the data must be small enough for a donor to have rated a candidate"
     assert sum(len(swapped.chains_of(query)) for query in prepared.queries["test"]) == given - left_out
     for query in prepared.queries["test"]:
         assert swapped.by_id[query.query_id] == query
         for chain in swapped.chains_of(query):
-            assert chain.user_idx != query.user_idx and query.target not in (chain.item0, chain.item1)
+            assert chain.user_idx != query.user_idx and not {chain.item0, chain.item1} & set(query.candidates)
+        for chain in prepared.chains_of(query):
+            assert not {chain.item0, chain.item1} & set(query.candidates), "nor do a query's own"
     for split in ("validation", "sft", "rl"):
         assert all(swapped.chains_of(q) == prepared.chains_of(q) for q in prepared.queries[split])
     assert with_swapped_chains(prepared, "test", 0)[0].chains == swapped.chains

@@ -18,16 +18,17 @@ from r2rec_jax.stages.experiments.running import run_tasks
 
 
 def run_list(path: str, results: str, *, only: Sequence[str] = (), seeds: Sequence[int] = (), only_next: bool = False,
-             retry: bool = False, nothing: bool = False) -> Path:
+             retry: bool = False, overwrite: bool = False, nothing: bool = False) -> Path:
     """Run what is left of a list; its result file is written anew at the start and after each task.
 
     Args:
         path: the list file.
         results: folder of the result files.
         only: names of experiments, and ``baselines``; all when empty.
-        seeds: instead of the list's; the result file keeps those of the list as well.
+        seeds: instead of the list's, by the rule of :func:`trials_of`; the result file keeps those of the list as well.
         only_next: stop after one task.
         retry: run those again that have failed.
+        overwrite: train anew what was trained with other settings.
         nothing: only write the result file.
 
     Returns:
@@ -45,7 +46,9 @@ def run_list(path: str, results: str, *, only: Sequence[str] = (), seeds: Sequen
     chosen = trials_of(asked, seeds or None)
     trials = list({trial.folder: trial for trial in [*trials_of(asked), *chosen]}.values()) if seeds else chosen
     baselines = baseline_tasks(asked, trials)
-    tasks: list[Task] = [*chosen, *baseline_tasks(asked, chosen)]
+    first = chosen[0].name if chosen else ""  # what it is held against comes next: time may end before the list does
+    tasks: list[Task] = [*(trial for trial in chosen if trial.name == first), *baseline_tasks(asked, chosen),
+                         *(trial for trial in chosen if trial.name != first)]
     out = Path(results).expanduser() / f"evidence_{asked.name}.json"
 
     def write() -> None:
@@ -57,7 +60,7 @@ def run_list(path: str, results: str, *, only: Sequence[str] = (), seeds: Sequen
         write()
         wanted = [task for task in tasks if not only or task.name in only]
         if not nothing:
-            run_tasks(wanted, write, only_next=only_next, retry=retry)
+            run_tasks(wanted, write, only_next=only_next, retry=retry or overwrite, overwrite=overwrite)
     done, failed = (sum(map(bool, found)) for found in zip(*((t.outcome(), t.failure()) for t in wanted), strict=True))
     say(f"{asked.name}: of {len(wanted)} tasks {done} are done, {failed} have failed; results in {out}")
     return out

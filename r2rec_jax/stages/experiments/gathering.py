@@ -13,13 +13,22 @@ from typing import Any
 
 from r2rec_jax.config import as_plain, fingerprint
 from r2rec_jax.config.experiments import ExperimentList
+from r2rec_jax.evaluation.predictions import read_predictions
 from r2rec_jax.evaluation.ranks import RankRecord, read_ranks
 from r2rec_jax.evaluation.summary import summarize_ranks
 from r2rec_jax.evaluation.tables import result_file
 from r2rec_jax.files import read_json
+from r2rec_jax.prompts.answer import AnswerForm, first_mention
 from r2rec_jax.stages.experiments.curves import grpo_curves
 from r2rec_jax.stages.experiments.plan import Task, Trial, baseline_config
-from r2rec_jax.stages.experiments.pooled import Pool, breakdowns, compared, compared_variants, diagnostics
+from r2rec_jax.stages.experiments.pooled import (
+    Pool,
+    breakdowns,
+    compared,
+    compared_searches,
+    compared_variants,
+    diagnostics,
+)
 
 KEPT = ("seed", "split_seed", "users", "hr@1", "hr@3", "ndcg@3", "mrr", "valid_rate", "truncation_rate",
         "order_copying_rate", "duplicates_per_answer", "outside_per_answer", "statements_per_answer",
@@ -39,6 +48,7 @@ class Finished:
         exam: what it was, and where its files are.
         result: the contents of its result file.
         records: where every target stood, of the users of this evaluation.
+        first: by query_id, whether the first line of the answer was the target; None where nothing was written.
     """
 
     trial: Trial
@@ -46,6 +56,7 @@ class Finished:
     exam: Mapping[str, Any]
     result: Mapping[str, Any]
     records: tuple[RankRecord, ...]
+    first: Mapping[str, bool] | None
 
     @property
     def row(self) -> dict[str, Any]:
@@ -53,7 +64,8 @@ class Finished:
         (own,) = self.result["rows"]
         return {"system": self.system, "experiment": self.trial.name, "headline": self.trial.experiment.headline,
                 "method": self.exam["method"], "chains": self.exam["chains"],
-                **{name: own[name] for name in KEPT if name in own}}
+                **{name: own[name] for name in KEPT if name in own},
+                "first@1": own["hr@1"] if self.first is None else sum(self.first.values()) / len(self.first)}
 
 
 def gather(asked: ExperimentList, trials: Sequence[Trial], baselines: Sequence[Task], path: Path
@@ -74,7 +86,7 @@ def gather(asked: ExperimentList, trials: Sequence[Trial], baselines: Sequence[T
     pool = Pool()
     for entry in found:
         pool.add(entry.trial.name if entry.trial.experiment.headline else None, entry.trial.name, entry.system,
-                 entry.exam["chains"], entry.trial.experiment.split, entry.trial.seed, entry.records)
+                 entry.exam["chains"], entry.trial.experiment.split, entry.trial.seed, entry.records, entry.first)
     for row, records, seed in classical:
         pool.add("baselines", "baselines", row["system"], "own", "test", seed, records)
     status = [_status(task) for task in (*trials, *baselines)]
@@ -82,10 +94,10 @@ def gather(asked: ExperimentList, trials: Sequence[Trial], baselines: Sequence[T
         asked.what, rows, fingerprint([as_plain(asked), [trial.key for trial in trials]]), name=asked.name,
         title=asked.title, list=path.as_posix(), seeds=sorted({trial.seed for trial in trials}),
         experiments=[_described(experiment) for experiment in asked.experiments], status=status,
-        significance=compared(pool), variants=compared_variants(pool), breakdowns=breakdowns(pool),
-        diagnostics=diagnostics(pool),
+        significance=compared(pool), variants=compared_variants(pool), searches=compared_searches(pool),
+        breakdowns=breakdowns(pool), diagnostics=diagnostics(pool),
         curves=[curve for trial in trials if trial.experiment.headline and "grpo" in trial.order["stages"]
-                for curve in grpo_curves(trial)],
+                and trial.outcome() is not None for curve in grpo_curves(trial)],
         runs=[_origin(entry) for entry in found])
     hardware = dict.fromkeys(entry.result["hardware"] for entry in found)
     return result | {"hardware": "; ".join(hardware)}
@@ -97,8 +109,22 @@ def _finished(trial: Trial) -> list[Finished]:
     for exam in outcome["left"] if outcome is not None else ():
         result, wanted = read_json(exam["results"], _SAME), set(exam["queries"])
         records = tuple(record for record in read_ranks(exam["ranks"]) if record.query_id in wanted)
-        entries.append(Finished(trial, exam["system"], exam, result, records))
+        first = None
+        if exam["method"] == "generate":
+            first = _named_first(exam["predictions"], trial.config.prompts.answer.form, wanted)
+        entries.append(Finished(trial, exam["system"], exam, result, records, first))
     return entries
+
+
+def _named_first(predictions: str, form: AnswerForm, wanted: set[str]) -> dict[str, bool]:
+    """query_id -> the target was ranked first, and nothing that is no candidate stood before it."""
+    found = {}
+    for p in read_predictions(predictions):
+        if p.query_id in wanted:
+            titles, place = ([p.target_title], 0) if form == "titles" else (p.candidates, p.candidates.index(p.target))
+            found[p.query_id] = p.rank == 1 and first_mention(p.output, form=form, titles=titles,
+                                                              opened_think=False) == place
+    return found
 
 
 def _classical(asked: ExperimentList, found: Sequence[Finished], tasks: Sequence[Task]
@@ -116,7 +142,8 @@ def _classical(asked: ExperimentList, found: Sequence[Finished], tasks: Sequence
             own = summarize_ranks(records, system=name, dataset=data.name, negatives=negatives,
                                   split=first.row["split"], seed=seed)
             row = {"system": name, "experiment": "baselines", "headline": True, "method": "scores", "chains": "own",
-                   **{key: own[key] for key in KEPT if key in own}, "split_seed": data.split_seed}
+                   **{key: own[key] for key in KEPT if key in own}, "first@1": own["hr@1"],
+                   "split_seed": data.split_seed}
             rows.append((row, records, seed))
     return rows
 

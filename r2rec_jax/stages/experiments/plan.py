@@ -123,14 +123,14 @@ def trials_of(asked: ExperimentList, seeds: Sequence[int] | None = None) -> list
 
     Args:
         asked: the list.
-        seeds: instead of those of the list and of its experiments.
+        seeds: instead of the list's; of an experiment with seeds of its own, those of its own that are among them.
 
     Raises:
         BadInput: an experiment's settings are no valid configuration, or lack a system (names the experiment).
     """
     trials = []
     for experiment in asked.experiments:
-        for seed in seeds if seeds is not None else experiment.seeds or asked.seeds:
+        for seed in _seeds(asked, experiment, seeds):
             folder = root_of(asked) / experiment.name / f"seed-{seed}"
             config = _resolve(asked, experiment, seed, folder / "run")
             checkpoints = [_checkpoint(experiment, config, system) for system in experiment.systems]
@@ -143,6 +143,13 @@ def trials_of(asked: ExperimentList, seeds: Sequence[int] | None = None) -> list
                 "split": experiment.split, "exams": [vars(exam) for exam in exams]}
             trials.append(Trial(experiment.name, seed, folder, order, experiment, config, tuple(exams)))
     return trials
+
+
+def _seeds(asked: ExperimentList, experiment: Experiment, seeds: Sequence[int] | None) -> Sequence[int]:
+    own = experiment.seeds or asked.seeds
+    if seeds is None:
+        return own
+    return seeds if experiment.seeds is None else [seed for seed in own if seed in seeds]
 
 
 def baseline_tasks(asked: ExperimentList, trials: Sequence[Trial]) -> list[Task]:

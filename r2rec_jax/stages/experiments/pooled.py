@@ -11,15 +11,19 @@ from numpy.typing import NDArray
 
 from r2rec_jax.evaluation.comparison import TESTED
 from r2rec_jax.evaluation.ranks import RankRecord
-from r2rec_jax.evaluation.significance import bootstrap_columns
-from r2rec_jax.evaluation.summary import by_popularity, by_position, position_p, ranking_metrics
+from r2rec_jax.evaluation.significance import bootstrap_columns, holm
+from r2rec_jax.evaluation.summary import by_popularity, by_position, position_p
 
 PAIRS = (("sft+grpo", "sft"), ("sft", "base"), ("sft+grpo", "base"), ("sft+grpo", "grpo"), ("grpo", "base"),
          ("sft+grpo", "popularity"), ("sft+grpo", "base-likelihood"), ("sft-likelihood", "base-likelihood"),
          ("sft+grpo-likelihood", "sft-likelihood"))
 """What is tested where both were evaluated; ``base`` is ``pretrained`` for a model trained from scratch."""
 
-METRICS = ("hr@1", "hr@3", "ndcg@3")
+CLASSICAL = ("popularity",)
+"""Of :data:`PAIRS`, the systems that no setting of an experiment changes."""
+
+METRICS = ("hr@1", "hr@3", "ndcg@3", "first@1")
+"""``first@1`` counts an answer whose first line is the target; the others skip lines that are no candidates."""
 
 Key = tuple[int, str]
 """(seed, query_id)"""
@@ -34,43 +38,53 @@ class Pooled:
         system: its name.
         chains: what chains its prompts showed.
         records: by (seed, query_id).
+        first: whether an answer's first line was the target, by (seed, query_id); absent where nothing was written, and
+            the first of a ranking counts.
     """
 
     experiment: str
     system: str
     chains: str
     records: dict[Key, RankRecord] = field(default_factory=dict)
+    first: dict[Key, bool] = field(default_factory=dict)
 
     def values(self, keys: Sequence[Key]) -> NDArray[np.float64]:
         """[keys, metrics] per-query values of :data:`METRICS`."""
         ranks = [self.records[key].rank for key in keys]
-        return np.stack([TESTED[name](ranks) for name in METRICS], axis=1)
+        first = np.array([self.first.get(key, rank == 1) for key, rank in zip(keys, ranks, strict=True)], np.float64)
+        return np.stack([TESTED[name](ranks) if name in TESTED else first for name in METRICS], axis=1)
+
+    def means(self) -> dict[str, float]:
+        """Means of :data:`METRICS` over all queries."""
+        return dict(zip(METRICS, self.values(list(self.records)).mean(axis=0).tolist(), strict=True))
 
 
 class Pool:
-    """All that was evaluated on test queries, by experiment, system and chains."""
+    """All that was evaluated, by experiment, system and chains; validation queries apart."""
 
     def __init__(self) -> None:
         self._entries: dict[tuple[str, str, str], Pooled] = {}
+        self._searches: dict[tuple[str, str, str], Pooled] = {}
         self._headlines: list[str] = []
 
     def add(self, headline: str | None, experiment: str, system: str, chains: str, split: str, seed: int,
-            records: Sequence[RankRecord]) -> None:
-        """Add one seed of a system; other splits than test are for choosing and stay out.
+            records: Sequence[RankRecord], first: Mapping[str, bool] | None = None) -> None:
+        """Add one seed of a system.
 
         Args:
             headline: the experiment's name where it stands in the main table.
             experiment, system, chains: what was evaluated.
-            split: whose queries.
+            split: whose queries; those of other splits than test are for choosing.
             seed: of the run.
             records: where the targets stood.
+            first: by query_id, as in :class:`Pooled`.
         """
-        if split != "test":
-            return
+        entries = self._entries if split == "test" else self._searches
         if headline is not None and headline not in self._headlines:
             self._headlines.append(headline)
-        entry = self._entries.setdefault((experiment, system, chains), Pooled(experiment, system, chains))
+        entry = entries.setdefault((experiment, system, chains), Pooled(experiment, system, chains))
         entry.records.update({(seed, record.query_id): record for record in records})
+        entry.first.update({(seed, query_id): hit for query_id, hit in (first or {}).items()})
 
     def main(self) -> dict[str, Pooled]:
         """system -> its entry of the first headline experiment that has it, under its own chains."""
@@ -88,6 +102,13 @@ class Pool:
             if experiment not in self._headlines and chains == "own":
                 found.setdefault(experiment, {})[system] = entry
         return found
+
+    def searches(self) -> list[tuple[Pooled, Pooled]]:
+        """(one, what it is held against) of the systems judged on validation queries: the first experiment that has the
+        same system."""
+        first: dict[str, Pooled] = {}
+        return [(entry, first[system]) for (_, system, chains), entry in self._searches.items()
+                if chains == "own" and first.setdefault(system, entry) is not entry]
 
     def others(self) -> list[tuple[Pooled, Pooled]]:
         """(with the own chains, with other chains) of every system that was evaluated with both."""
@@ -107,7 +128,12 @@ def paired(pairs: Sequence[tuple[Pooled, Pooled]]) -> list[list[dict[str, Any]]]
     groups: dict[tuple[Key, ...], list[int]] = {}
     for number, (first, second) in enumerate(pairs):
         keys = tuple(sorted(first.records.keys() & second.records.keys()))
-        _refuse_other_candidates(first, second, keys)
+        differs = _other_candidates(first, second)
+        if differs is not None:
+            raise ValueError(
+                f"compared systems must rank the same candidates; {first.system} of {first.experiment} and "
+                f"{second.system} of {second.experiment} differ for query {differs[1]} of seed {differs[0]}; give "
+                "their experiments the same data settings")
         groups.setdefault(keys, []).append(number)
     found: list[list[dict[str, Any]]] = [[] for _ in pairs]
     for keys, numbers in groups.items():
@@ -115,43 +141,64 @@ def paired(pairs: Sequence[tuple[Pooled, Pooled]]) -> list[list[dict[str, Any]]]
             continue
         values = [(pairs[n][0].values(keys), pairs[n][1].values(keys)) for n in numbers]
         users = [pairs[numbers[0]][0].records[key].user_id for key in keys]
+        seeds = np.array([seed for seed, _ in keys])
         results = iter(bootstrap_columns(np.concatenate([a - b for a, b in values], axis=1), users=users))
         for number, (a, b) in zip(numbers, values, strict=True):
             first, second = pairs[number]
             found[number] = [
                 {"system": first.system, "minus": second.system, "metric": name, "mean": float(a[:, column].mean()),
                  "mean_minus": float(b[:, column].mean()), **asdict(next(results)), "pairs": len(keys),
-                 "seeds": sorted({seed for seed, _ in keys}), "experiments": [first.experiment, second.experiment]}
+                 "seeds": np.unique(seeds).tolist(), "experiments": [first.experiment, second.experiment],
+                 "by_seed": [float((a - b)[seeds == seed, column].mean()) for seed in np.unique(seeds)]}
                 for column, name in enumerate(METRICS)]
     return found
 
 
-def _refuse_other_candidates(first: Pooled, second: Pooled, keys: Sequence[Key]) -> None:
-    for key in keys:
+def _other_candidates(first: Pooled, second: Pooled) -> Key | None:
+    """The first (seed, query) that both ranked with other candidates or another target."""
+    for key in sorted(first.records.keys() & second.records.keys()):
         a, b = first.records[key], second.records[key]
         if (a.target, a.candidates_sha) != (b.target, b.candidates_sha):
-            raise ValueError(f"compared systems must rank the same candidates; {first.system} of {first.experiment} "
-                             f"and {second.system} of {second.experiment} differ for query {key[1]} of seed {key[0]}; "
-                             "give their experiments the same data settings")
+            return key
+    return None
 
 
 def compared(pool: Pool) -> list[dict[str, Any]]:
-    """:data:`PAIRS` between the systems of the main table."""
+    """:data:`PAIRS` between the systems of the main table.
+
+    Raises:
+        ValueError: two systems ranked other candidates.
+    """
     named = _by_role(pool.main())
-    found = paired([(named[a], named[b]) for a, b in PAIRS if a in named and b in named])
-    return [test for tests in found for test in tests]
+    return _corrected(paired([(named[a], named[b]) for a, b in PAIRS if a in named and b in named]))
 
 
 def compared_variants(pool: Pool) -> list[dict[str, Any]]:
-    """:data:`PAIRS` whose first system is of an experiment outside the main table; the second is of the same one, or of
-    the main table where that experiment has none."""
-    main = _by_role(pool.main())
-    pairs = []
+    """Experiments outside the main table, each by itself: :data:`PAIRS` within it, its systems against the same ones of
+    the main table, and against the classical models. Pairs with other candidates are left out."""
+    main, found = _by_role(pool.main()), []
     for entries in pool.variants().values():
         own = _by_role(entries)
-        named = main | own
-        pairs += [(own[a], named[b]) for a, b in PAIRS if a in own and b in named]
-    return [test for tests in paired(pairs) for test in tests]
+        pairs = [(own[a], own[b]) for a, b in PAIRS if a in own and b in own]
+        pairs += [(own[name], main[name]) for name in own if name in main]
+        pairs += [(own[a], main[b]) for a, b in PAIRS if a in own and b in main and b in CLASSICAL]
+        found += _corrected(paired([pair for pair in pairs if _other_candidates(*pair) is None]))
+    return found
+
+
+def compared_searches(pool: Pool) -> list[dict[str, Any]]:
+    """Systems judged on validation queries against the first experiment there that has the same system."""
+    return _corrected(paired([pair for pair in pool.searches() if _other_candidates(*pair) is None]))
+
+
+def _corrected(tests: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """In one list, with ``p_holm``: p after Holm's correction over these comparisons on the same metric."""
+    flat = [test for group in tests for test in group]
+    for name in METRICS:
+        family = [test for test in flat if test["metric"] == name]
+        for test, p in zip(family, holm([test["p"] for test in family]), strict=True):
+            test["p_holm"] = p
+    return flat
 
 
 def _by_role(systems: Mapping[str, Pooled]) -> dict[str, Pooled]:
@@ -170,10 +217,9 @@ def diagnostics(pool: Pool) -> list[dict[str, Any]]:
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for (own, other), tests in zip(others, lost, strict=True):
         for entry, own_tests in ((own, []), (other, tests)):
-            metrics = ranking_metrics([record.rank for record in entry.records.values()])
             found.setdefault((entry.experiment, entry.system, entry.chains), {
                 "experiment": entry.experiment, "system": entry.system, "chains": entry.chains, **_breakdown(entry),
-                "users": len(entry.records), **{name: metrics[name] for name in METRICS}, "tests": own_tests})
+                "users": len(entry.records), **entry.means(), "tests": own_tests})
     return list(found.values())
 
 

@@ -20,8 +20,8 @@ STOPPED_S = 300
 """How long a process that was asked to stop may take to end its step and save it."""
 
 
-def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bool = False, retry: bool = False
-              ) -> None:
+def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bool = False, retry: bool = False,
+              overwrite: bool = False) -> None:
     """Run what is left.
 
     Args:
@@ -29,6 +29,7 @@ def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bo
         after: called after every task, whether it went well or not.
         only_next: stop after one.
         retry: run those again that have failed.
+        overwrite: train anew what was trained with other settings; otherwise that is a failure.
 
     Raises:
         Interrupted: the list or its process was asked to stop; the same command goes on.
@@ -42,7 +43,7 @@ def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bo
             continue
         say(f"{label}: started; log in {task.folder / 'log.txt'}")
         started = time.monotonic()
-        reason = run_task(task)
+        reason = run_task(task, overwrite)
         say(f"{label}: {'done' if reason is None else 'failed'} after {format_duration(time.monotonic() - started)}"
             + (f": {reason}" if reason is not None else ""))
         after()
@@ -50,7 +51,7 @@ def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bo
             break
 
 
-def run_task(task: Task) -> str | None:
+def run_task(task: Task, overwrite: bool = False) -> str | None:
     """Run one task in a process of its own.
 
     Returns:
@@ -62,7 +63,7 @@ def run_task(task: Task) -> str | None:
     task.folder.mkdir(parents=True, exist_ok=True)
     for name in ("done.json", "failed.json"):
         (task.folder / name).unlink(missing_ok=True)
-    write_json(task.folder / "task.json", {"key": task.key, "order": task.order})
+    write_json(task.folder / "task.json", {"key": task.key, "order": task.order, "overwrite": overwrite})
     log = task.folder / "log.txt"
     start = log.stat().st_size if log.exists() else 0
     code = _call([sys.executable, "-m", "r2rec_jax.stages.experiments.worker", str(task.folder)], log,

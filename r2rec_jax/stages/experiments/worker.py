@@ -60,7 +60,7 @@ def alone(folder: Path, patience_s: float = STOPPED_S) -> Iterator[None]:
         yield
 
 
-def run_trial(order: Mapping[str, Any]) -> list[dict[str, Any]]:
+def run_trial(order: Mapping[str, Any], overwrite: bool = False) -> list[dict[str, Any]]:
     """Train and evaluate; one entry an evaluation: what it was, and its files."""
     from r2rec_jax.progress import say
     from r2rec_jax.stages.evaluation import (
@@ -75,7 +75,7 @@ def run_trial(order: Mapping[str, Any]) -> list[dict[str, Any]]:
     from r2rec_jax.stages.workspace import Workspace
 
     config = config_from_plain(order["config"])
-    run_stages(config, order["stages"], reuse=order["reuse"])
+    run_stages(config, order["stages"], overwrite=overwrite, reuse=order["reuse"])
     work = Workspace(RunFolder.existing(config.run_dir))
     left = []
     with work.run.locked():
@@ -90,13 +90,13 @@ def run_trial(order: Mapping[str, Any]) -> list[dict[str, Any]]:
     return left
 
 
-def run_baselines(order: Mapping[str, Any]) -> list[dict[str, Any]]:
+def run_baselines(order: Mapping[str, Any], overwrite: bool = False) -> list[dict[str, Any]]:
     """Train and judge the classical models; one entry a model: its folder."""
     from r2rec_jax.stages.baselines import BaselineConfig
     from r2rec_jax.stages.baselines import run_baselines as run
 
     config = BaselineConfig(data=DataConfig(**order["data"]), models=order["models"], seeds=order["seeds"],
-                            out=order["out"], results=None)
+                            out=order["out"], results=None, overwrite=overwrite)
     run(config)
     return [{"system": name, "folder": str(config.seed_folder(seed) / name)}
             for seed in config.seeds for name in config.models]
@@ -111,9 +111,9 @@ def run(argv: Sequence[str] | None) -> None:
     with alone(folder):
         started = time.monotonic()
         if task["order"]["kind"] == BASELINES:
-            left = run_baselines(task["order"])
+            left = run_baselines(task["order"], task["overwrite"])
         else:
-            left = run_trial(task["order"])
+            left = run_trial(task["order"], task["overwrite"])
             write_completions(folder / "completions.txt", task["order"], left)
         write_json(folder / "done.json", {"key": task["key"], "seconds": round(time.monotonic() - started, 1),
                                           "left": left})
