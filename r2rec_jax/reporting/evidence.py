@@ -198,7 +198,9 @@ def reward_lines(curves: Sequence[Entry]) -> str:
         (rank, rank_error), (step, step_error) = (reward_rise(own, name) for name in ("reward_rank", "reward_step"))
         said = (f"- {experiment} ({own[0]['system']}), first to last fifth, with the standard error that the scatter "
                 f"of steps gives: R_rank {rank:+.3f} ± {rank_error:.3f}, R_step {step:+.3f} ± {step_error:.3f}")
-        if step > 2 * step_error and rank <= 2 * rank_error:
+        if 0 < rank <= 2 * rank_error and rank >= step:
+            said += "; R_rank's rise is within that scatter"
+        elif step > 2 * step_error and rank <= 2 * rank_error:
             said += "; **the reward rose through R_step alone, which is no success**"
         lines.append(said + ".")
     return "\n".join(lines)

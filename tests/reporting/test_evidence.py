@@ -101,6 +101,9 @@ def test_a_rise_within_the_scatter_of_steps_is_none() -> None:
     noisy = [{"experiment": "e", "system": "grpo", "seed": 0, "steps": list(range(50)),
               "reward_rank": [0.0] * 50, "reward_step": rng.normal(0.5, 0.1, 50).tolist()}]
     assert "no success" not in reward_lines(noisy)
+    noisy[0] |= {"reward_rank": (rng.normal(0.4, 0.1, 50) + 0.001 * np.arange(50)).tolist(),
+                 "reward_step": np.linspace(0.9, 0.92, 50).tolist()}
+    assert "R_rank's rise is within that scatter." in reward_lines(noisy)
     assert reward_rise([{"reward_rank": [0.1, 0.3]}], "reward_rank") == (pytest.approx(0.2), np.inf)
 
 
