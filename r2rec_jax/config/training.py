@@ -138,6 +138,9 @@ class RewardConfig:
         step_weight: weight of the reasoning-step reward (*paper*: 1).
         rank_weight: weight of the ranking reward (*paper*: 2).
         rank_form: ``log`` 1/log2(rank+1), ``reciprocal`` 1/rank, ``linear`` 1-(rank-1)/N (*reconstructed*: log).
+        rank_places: what a rank counts: the ``candidates`` before the true item, as evaluation does, or all that
+            is ``written`` before it, repeats and what is no candidate too. With the former an answer may open
+            with anything and lose nothing, and GRPO learns to (EVIDENCE.md).
         steps_low, steps_high: the band of reasoning statements; null takes the 5th and 95th percentile of the SFT
             targets (*reconstructed*).
         functions: further rewards, weighted and added.
@@ -146,6 +149,7 @@ class RewardConfig:
     step_weight: float = 1.0
     rank_weight: float = 2.0
     rank_form: Literal["log", "reciprocal", "linear"] = "log"
+    rank_places: Literal["candidates", "written"] = "candidates"
     steps_low: int | None = None
     steps_high: int | None = None
     functions: Sequence[RewardFunction] = ()

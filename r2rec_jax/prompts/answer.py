@@ -39,6 +39,7 @@ class ParsedAnswer:
 
     Attributes:
         ranking: 0-based candidate positions in the order of their first mention.
+        places: 1-based place of each of these mentions among all that is written, repeats and what is no candidate.
         duplicates: repeated mentions.
         outside: numbers or titles that are no candidate.
         has_answer: whether there is a closed answer block.
@@ -48,6 +49,7 @@ class ParsedAnswer:
     """
 
     ranking: tuple[int, ...]
+    places: tuple[int, ...]
     duplicates: int
     outside: int
     has_answer: bool
@@ -58,6 +60,12 @@ class ParsedAnswer:
     def rank_of(self, position: int, n_candidates: int) -> int:
         """1-based rank of a candidate; those not listed share the last rank, ``n_candidates``."""
         return self.ranking.index(position) + 1 if position in self.ranking else n_candidates
+
+    def place_of(self, position: int, n_candidates: int) -> int:
+        """As :meth:`rank_of`, with all that is written before a candidate counted."""
+        if position not in self.ranking:
+            return n_candidates
+        return min(self.places[self.ranking.index(position)], n_candidates)
 
     @property
     def copied_order(self) -> bool:
@@ -167,11 +175,14 @@ def _bare(title: str) -> str:
     return _LAST_PARENTHESIS.sub("", title).rstrip()
 
 
-def _count_mentions(mentions: Sequence[int | None]) -> tuple[tuple[int, ...], int, int]:
-    """First mentions in order, the number of repeats, and the number of mentions outside the list."""
-    inside = [m for m in mentions if m is not None]
-    ranking = tuple(dict.fromkeys(inside))
-    return ranking, len(inside) - len(ranking), len(mentions) - len(inside)
+def _count_mentions(mentions: Sequence[int | None]) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
+    """First mentions in order, their places, the number of repeats, and of mentions outside the list."""
+    first: dict[int, int] = {}
+    for place, mention in enumerate(mentions, start=1):
+        if mention is not None:
+            first.setdefault(mention, place)
+    inside = sum(mention is not None for mention in mentions)
+    return tuple(first), tuple(first.values()), inside - len(first), len(mentions) - inside
 
 
 def _read_numbers(block: str, n_candidates: int) -> list[int | None]:
@@ -242,15 +253,15 @@ def parse_completion(text: str, *, form: AnswerForm, titles: Sequence[str], open
     Example:
         >>> parse_completion("Drama fits them best.</think><answer>2, 9, 2, 1</answer>", form="numbers",
         ...                  titles=["Heat", "Big"], opened_think=True)
-        ParsedAnswer(ranking=(1, 0), duplicates=1, outside=1, has_answer=True, valid=True, statements=1, \
-reasoning='Drama fits them best.')
+        ParsedAnswer(ranking=(1, 0), places=(1, 4), duplicates=1, outside=1, has_answer=True, valid=True, \
+statements=1, reasoning='Drama fits them best.')
     """
     reasoning, block = split_completion(text, opened_think=opened_think)
     mentions: list[int | None] = []
     if block is not None:
         mentions = _read_numbers(block, len(titles)) if form == "numbers" else _read_titles(block, titles)
-    ranking, duplicates, outside = _count_mentions(mentions)
-    return ParsedAnswer(ranking, duplicates, outside, block is not None, bool(ranking),
+    ranking, places, duplicates, outside = _count_mentions(mentions)
+    return ParsedAnswer(ranking, places, duplicates, outside, block is not None, bool(ranking),
                         count_statements(reasoning, titles), reasoning)
 
 

@@ -1,5 +1,7 @@
 """R_rank (Eq. 6): how high the true item stands in the answer; 0 when the answer does not list it.
 
+What stands before the true item is counted by ``rewards.rank_places``.
+
     log: 1 / log2(rank + 1)        reciprocal: 1 / rank        linear: 1 - (rank - 1) / N
 """
 

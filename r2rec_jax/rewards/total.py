@@ -69,7 +69,7 @@ def compute(
         completions: decoded completions, any text.
         targets: 0-based position of each prompt's true item.
         titles: each prompt's candidates as displayed.
-        config: weights and the form of R_rank.
+        config: weights, and form and places of R_rank.
         band: see :func:`r2rec_jax.rewards.steps.resolve_band`.
         form: the answer form that was asked for.
         opened_think: whether the prompts ended in ``<think>``.
@@ -96,8 +96,9 @@ def score_parsed(
     listed = np.array([target in answer.ranking for answer, target, _ in rows], dtype=bool)
     ranks = np.array([answer.rank_of(target, size) for answer, target, size in rows], dtype=np.int64)
     step = np.array([step_reward(answer.statements, band) for answer in parsed], dtype=np.float64)
+    places = ranks if config.rank_places == "candidates" else [a.place_of(target, size) for a, target, size in rows]
     rank = np.array([rank_reward(int(place) if inside else None, size, config.rank_form)
-                     for place, inside, (_, _, size) in zip(ranks, listed, rows, strict=True)], dtype=np.float64)
+                     for place, inside, (_, _, size) in zip(places, listed, rows, strict=True)], dtype=np.float64)
     return RewardBatch(
         total=config.step_weight * step + config.rank_weight * rank,
         step=step,

@@ -91,6 +91,17 @@ def test_trap_repeating_one_line_is_no_reasoning() -> None:
     assert batch.statements.tolist() == [1]
 
 
+def test_trap_what_is_no_candidate_costs_nothing_unless_written_places_count() -> None:
+    """GRPO from scratch learned to open with it (EVIDENCE.md)."""
+    texts = ["<answer>9, 3</answer>", "<answer>1, 1, 3</answer>", "<answer>3, 3, 9</answer>", "<answer>9, 8, 7, 6, 5, 3"
+             "</answer>", "<answer>9, 1</answer>", "no"]
+    rank = [rewards(*texts, config=RewardConfig(rank_places=kind)).rank.tolist() for kind in ("candidates", "written")]
+    assert rank[0] == pytest.approx([1, 1 / math.log2(3), 1, 1, 0, 0])
+    assert rank[1] == pytest.approx([1 / math.log2(3), 0.5, 1, 1 / math.log2(5), 0, 0]), "never behind the last place"
+    written = rewards(*texts, config=RewardConfig(rank_places="written"))
+    assert written.rank_of_target.tolist() == [1, 2, 1, 1, 4, 4], "metrics stay those of the evaluation"
+
+
 def test_trap_the_template_already_opened_think() -> None:
     text = f"\n{REASONING}\n</think>\n<answer>3</answer>"
     assert rewards(text, opened=True).step.tolist() == [1]

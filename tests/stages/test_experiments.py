@@ -112,6 +112,31 @@ def test_what_is_done_or_failed_belongs_to_what_was_asked(tmp_path: Path, capsys
     assert again[0].outcome() is None and again[1].failure() == "x"
 
 
+@pytest.mark.parametrize("kind", ["trial", "baselines"])
+def test_what_an_earlier_version_has_done_is_done(tmp_path: Path, kind: str) -> None:
+    """It lacked a setting, whose default is what it did."""
+    asked = read_list(write_list(tmp_path))
+    trials = trials_of(asked)
+    task = trials[1] if kind == "trial" else baseline_tasks(asked, trials)[0]
+    order = json.loads(json.dumps(task.order))
+    older = order["config"]["rewards"] if kind == "trial" else order["data"]
+    name, other = ("rank_places", "written") if kind == "trial" else ("split", "global-time")
+    del older[name]
+    task.folder.mkdir(parents=True)
+    write_json(task.folder / "task.json", {"key": "theirs", "order": order})
+    write_json(task.folder / "done.json", {"key": "theirs", "seconds": 1})
+    assert task.outcome() is not None
+    write_json(task.folder / "done.json", {"key": "of something else", "seconds": 1})
+    assert task.outcome() is None
+    write_json(task.folder / "done.json", {"key": "theirs", "seconds": 1})
+    older[name] = other
+    write_json(task.folder / "task.json", {"key": "theirs", "order": order})
+    assert task.outcome() is None, "it did something else"
+    older["of a later version"] = 1
+    write_json(task.folder / "task.json", {"key": "theirs", "order": order})
+    assert task.outcome() is None
+
+
 def test_reasons_are_one_line(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("old\nerror: old\n")

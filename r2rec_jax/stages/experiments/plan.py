@@ -17,12 +17,12 @@ from typing import Any
 
 import yaml
 
-from r2rec_jax.config import STAGES, TrainConfig, as_plain, fingerprint
+from r2rec_jax.config import STAGES, DataConfig, TrainConfig, as_plain, fingerprint
 from r2rec_jax.config.experiments import BASELINES, Experiment, ExperimentList
 from r2rec_jax.files import read_json
 from r2rec_jax.stages.baselines import BaselineConfig
 from r2rec_jax.stages.cli import BadInput, add_train_config, from_plain, make_parser, one_line, parse_train_config
-from r2rec_jax.stages.run import builds_on
+from r2rec_jax.stages.run import builds_on, config_from_plain
 
 _PRODUCED_BY = {"base": "pretrain", "sft": "sft", "grpo": "grpo"}
 
@@ -73,9 +73,24 @@ class Task:
         return None if failed is None else failed["reason"]
 
     def _read(self, name: str) -> Mapping[str, Any] | None:
+        found = self._plain(name)
+        return found if found.get("key") == self.key or (found and found.get("key") == self._earlier_key()) else None
+
+    def _plain(self, name: str) -> Mapping[str, Any]:
         path = self.folder / name
-        found = read_json(path, "delete the file to run the experiment again") if path.exists() else {}
-        return found if found.get("key") == self.key else None
+        return read_json(path, "delete the file to run the experiment again") if path.exists() else {}
+
+    def _earlier_key(self) -> str | None:
+        """The key under which a version without some settings has asked for the same: theirs were the defaults."""
+        told = self._plain("task.json")
+        try:
+            if self.order["kind"] == BASELINES:
+                filled = {"data": as_plain(DataConfig(**told["order"]["data"]))}
+            else:
+                filled = {"config": as_plain(config_from_plain(told["order"]["config"]))}
+        except (KeyError, TypeError, ValueError):
+            return None
+        return told["key"] if fingerprint({**told["order"], **filled}) == self.key else None
 
 
 @dataclass(frozen=True)
