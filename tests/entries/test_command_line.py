@@ -188,11 +188,14 @@ def test_shown_thoughts_are_those_of_the_swapped_chains(data, tmp_path):
     run = tmp_path / "run"
     assert train(arguments(data, run, "--prompts.thoughts=prompt", "--stages=prepare,thoughts")) == 0
     work = Workspace(RunFolder.existing(run))
-    own, swapped = ({q.query_id: q.prompt for q in make_exam(work, EvaluateConfig(users=3, chains=chains)).queries}
+    own, swapped = ({q.query_id: q.prompt for q in make_exam(work, EvaluateConfig(chains=chains)).queries}
                     for chains in ("own", "swapped"))
+    shown = 0
     for query_id, prompt in swapped.items():
         chains = re.findall(r"^- target user -.*$", prompt, re.M)
-        assert chains and prompt.count("  Thought: ") == len(chains) and prompt != own[query_id]
+        assert prompt.count("  Thought: ") == len(chains) and prompt != own[query_id]
+        shown += len(chains)
+    assert shown > 0, "a chain that holds a candidate is left out, which with so few items most do"
 
 
 def test_recommend_entry(finished, tmp_path, capsys):
