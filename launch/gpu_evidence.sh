@@ -2,7 +2,7 @@
 # A list of experiments on a GPU, within a limit in minutes; start it again and it goes on where it stopped.
 #
 #   launch/gpu_evidence.sh                     on a machine with one GPU and the extra [cuda] or [cuda13]
-#   MINUTES=25 OUT=/some/folder launch/gpu_evidence.sh --only main --seeds 0
+#   MINUTES=25 OUT=/some/folder launch/gpu_evidence.sh --only main baselines --seeds 0
 #
 # LIST       the list                          (configs/evidence/smollm2_1m.yaml)
 # MINUTES    that it may take; a step that is under way is ended and saved, which takes some seconds more    (60)
