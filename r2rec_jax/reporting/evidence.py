@@ -294,8 +294,9 @@ def _conditions(found: Entry) -> str:
     rows = [row for row in found["rows"] if row["headline"]]
     sets = {name: listed(sorted({row[name] for row in rows})) for name in ("dataset", "negatives", "split", "seed",
                                                                           "users")}
-    return (f"{sets['dataset']}, {sets['negatives']} negatives, split {sets['split']}, seeds {sets['seed']} together, "
-            f"{sets['users']} users a seed.")
+    seeds = f"seeds {sets['seed']} together" if len({row["seed"] for row in rows}) > 1 else f"seed {sets['seed']}"
+    return (f"{sets['dataset']}, {sets['negatives']} negatives, split {sets['split']}, {seeds}, {sets['users']} users "
+            "a seed.")
 
 
 def _origin(found: Entry) -> str:
