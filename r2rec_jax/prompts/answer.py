@@ -221,23 +221,6 @@ def _read_titles(block: str, titles: Sequence[str]) -> list[int | None]:
     return [find(line) for line in lines]
 
 
-def first_mention(text: str, *, form: AnswerForm, titles: Sequence[str], opened_think: bool) -> int | None:
-    """The 0-based position of the candidate that the answer's first line (or number) names.
-
-    Args:
-        text, form, opened_think: as in :func:`parse_completion`.
-        titles: of the candidates, or of those that are asked about.
-
-    Returns:
-        None where the first line names none of them, or there is no answer.
-    """
-    block = split_completion(text, opened_think=opened_think)[1]
-    if block is None:
-        return None
-    mentions = _read_numbers(block, len(titles)) if form == "numbers" else _read_titles(block, titles)
-    return mentions[0] if mentions else None
-
-
 def parse_completion(text: str, *, form: AnswerForm, titles: Sequence[str], opened_think: bool) -> ParsedAnswer:
     """Read a model's completion.
 

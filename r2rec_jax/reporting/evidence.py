@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from r2rec_jax.evaluation.comparison import ALPHA
 from r2rec_jax.reporting.comparison import listed, position_rates, position_stretches, probability
@@ -85,12 +86,11 @@ def _list(found: Entry, reading: str, plots: Mapping[str, str]) -> str:
         parts += ["### Where do the hits come from?", *_breakdowns(found),
                   f"![HitRatio@1 by popularity and by place of the true item]({plots['hits']})"]
     test_rows = [row for row in others if row not in validation]
-    if test_rows:
-        parts += ["### Other experiments", result_table(test_rows, by_experiment=True)]
-        parts += [test_table(found["variants"], by_experiment=True)] * bool(found["variants"])
-    if validation:
-        parts += ["### Searches, judged on validation queries", result_table(validation, by_experiment=True)]
-        parts += [test_table(found["searches"], by_experiment=True)] * bool(found["searches"])
+    for heading, rows, tests in (("Other experiments", test_rows, found["variants"]),
+                                 ("Searches, judged on validation queries", validation, found["searches"])):
+        if rows:
+            parts += [f"### {heading}", result_table(rows, by_experiment=True)]
+            parts += [test_table(tests, by_experiment=True)] * bool(tests)
     if reading:
         parts += ["### Reading", reading]
     return "\n\n".join([*parts, _origin(found)])
@@ -171,10 +171,10 @@ def ratio_line(found: Entry) -> str:
     return "; ".join(lines) + (" (the paper: 2.3 times its base, in the mean of its data sets)." if lines else "")
 
 
-def reward_edges(curves: Sequence[Entry], name: str) -> list[tuple[float, float]]:
-    """(mean of the first, of the last fifth of the steps) of every seed's curve that has the value."""
-    return [(float(np.mean(values[:size])), float(np.mean(values[-size:]))) for curve in curves if name in curve
-            for values in (curve[name],) for size in (max(1, len(values) // EDGE),)]
+def reward_edges(curves: Sequence[Entry], name: str) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """(first, last fifth of the points) of every seed's curve that has the value."""
+    return [(values[:size], values[-size:]) for curve in curves if name in curve
+            for values in (np.array(curve[name], np.float64),) for size in (max(1, len(values) // EDGE),)]
 
 
 def reward_table(curves: Sequence[Entry]) -> str:
@@ -184,7 +184,7 @@ def reward_table(curves: Sequence[Entry]) -> str:
     lines = []
     for experiment, own in _by_experiment(curves).items():
         for label, place in (("first fifth", 0), ("last fifth", 1)):
-            cells = [_spread([edge[place] for edge in reward_edges(own, name)],
+            cells = [_spread([float(edge[place].mean()) for edge in reward_edges(own, name)],
                              ".1f" if name == "completion_tokens" else ".3f") for name in names]
             lines.append([experiment, own[0]["system"], label, *cells, str(max(curve["steps"][-1] for curve in own)),
                           listed(sorted(curve["seed"] for curve in own))])
@@ -211,12 +211,10 @@ def reward_rise(curves: Sequence[Entry], name: str) -> tuple[float, float]:
 
     The error is that of two means of points that scatter independently, as prompts of different steps do.
     """
-    rises = [last - first for first, last in reward_edges(curves, name)]
-    errors = []
-    for values in (np.array(curve[name]) for curve in curves if name in curve):
-        size = max(1, len(values) // EDGE)
-        errors.append(sum(part.var(ddof=1) / size if size > 1 else np.inf for part in (values[:size], values[-size:])))
-    return float(np.mean(rises)), float(np.sqrt(np.sum(errors)) / len(rises))
+    edges = reward_edges(curves, name)
+    rise = np.mean([last.mean() - first.mean() for first, last in edges])
+    variances = [part.var(ddof=1) / len(part) if len(part) > 1 else np.inf for edge in edges for part in edge]
+    return float(rise), float(np.sqrt(np.sum(variances)) / len(edges))
 
 
 def _breakdowns(found: Entry) -> list[str]:

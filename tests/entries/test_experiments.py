@@ -76,7 +76,6 @@ def test_a_list_is_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "failed: 0" in report and all((tmp_path / link).stat().st_size > 10_000 for link in (
         "results/evidence_smoke_rewards.png", "results/evidence_smoke_hits.png"))
 
-
     plain["experiments"][1]["set"]["grpo.lr"] = 1e-5
     path.write_text(yaml.safe_dump(plain))
     assert experiments([*argv, "--only", "no-sft"]) == 0

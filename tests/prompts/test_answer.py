@@ -14,7 +14,6 @@ from r2rec_jax.data.interactions import Item
 from r2rec_jax.prompts.answer import (
     ParsedAnswer,
     count_statements,
-    first_mention,
     parse_completion,
     parse_rating,
     render_answer,
@@ -112,7 +111,9 @@ def test_titles(block: str, ranking: tuple[int, ...], outside: int) -> None:
     ("Big (1988)", "titles", None),
 ])
 def test_the_first_line(text: str, form: Any, first: int | None) -> None:
-    assert first_mention(text, form=form, titles=TITLES, opened_think=False) == first
+    parsed = parse(text, form=form)
+    assert (parsed.ranking[0] if parsed.places[:1] == (1,) else None) == first
+    assert [n for n in range(len(TITLES)) if parsed.place_of(n, len(TITLES)) == 1] == [first][:first is not None]
 
 
 def test_a_title_of_two_candidates_without_year_names_neither() -> None:

@@ -17,7 +17,7 @@ CURVES = ("reward", "reward_rank", "reward_step", "kl", "entropy", "completion_t
 
 
 def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
-    """The curves of a trial's GRPO as far as it has come; none where it has no GRPO.
+    """The curves of a trial's GRPO; none where it has no GRPO.
 
     Returns:
         ``[{"experiment", "system", "seed", "steps": [...], "reward_rank": [...], ...}]``; a step stands for the stretch

@@ -18,7 +18,7 @@ from r2rec_jax.evaluation.ranks import RankRecord, read_ranks
 from r2rec_jax.evaluation.summary import summarize_ranks
 from r2rec_jax.evaluation.tables import result_file
 from r2rec_jax.files import read_json
-from r2rec_jax.prompts.answer import AnswerForm, first_mention
+from r2rec_jax.prompts.answer import AnswerForm, parse_completion
 from r2rec_jax.stages.experiments.curves import grpo_curves
 from r2rec_jax.stages.experiments.plan import Task, Trial, baseline_config
 from r2rec_jax.stages.experiments.pooled import (
@@ -122,8 +122,8 @@ def _named_first(predictions: str, form: AnswerForm, wanted: set[str]) -> dict[s
     for p in read_predictions(predictions):
         if p.query_id in wanted:
             titles, place = ([p.target_title], 0) if form == "titles" else (p.candidates, p.candidates.index(p.target))
-            found[p.query_id] = p.rank == 1 and first_mention(p.output, form=form, titles=titles,
-                                                              opened_think=False) == place
+            answer = parse_completion(p.output, form=form, titles=titles, opened_think=False)
+            found[p.query_id] = p.rank == 1 and answer.place_of(place, len(p.candidates)) == 1
     return found
 
 

@@ -117,24 +117,29 @@ class Pool:
                 if chains != "own" and (experiment, system, "own") in self._entries]
 
 
-def paired(pairs: Sequence[tuple[Pooled, Pooled]]) -> list[list[dict[str, Any]]]:
+def paired(pairs: Sequence[tuple[Pooled, Pooled]], *, strict: bool = True) -> list[list[dict[str, Any]]]:
     """Paired bootstraps of the first minus the second, on the (seed, query) pairs of both, for every metric.
 
     Comparisons on the same answers see the same resamples, which are drawn once.
 
+    Args:
+        pairs: what is compared.
+        strict: whether systems that ranked other candidates are refused; otherwise that pair has no tests.
+
     Raises:
-        ValueError: two systems ranked other candidates.
+        ValueError: ``strict``, and two systems ranked other candidates.
     """
     groups: dict[tuple[Key, ...], list[int]] = {}
     for number, (first, second) in enumerate(pairs):
         keys = tuple(sorted(first.records.keys() & second.records.keys()))
-        differs = _other_candidates(first, second)
-        if differs is not None:
+        differs = _other_candidates(first, second, keys)
+        if differs is None:
+            groups.setdefault(keys, []).append(number)
+        elif strict:
             raise ValueError(
                 f"compared systems must rank the same candidates; {first.system} of {first.experiment} and "
                 f"{second.system} of {second.experiment} differ for query {differs[1]} of seed {differs[0]}; give "
                 "their experiments the same data settings")
-        groups.setdefault(keys, []).append(number)
     found: list[list[dict[str, Any]]] = [[] for _ in pairs]
     for keys, numbers in groups.items():
         if not keys:
@@ -154,9 +159,9 @@ def paired(pairs: Sequence[tuple[Pooled, Pooled]]) -> list[list[dict[str, Any]]]
     return found
 
 
-def _other_candidates(first: Pooled, second: Pooled) -> Key | None:
-    """The first (seed, query) that both ranked with other candidates or another target."""
-    for key in sorted(first.records.keys() & second.records.keys()):
+def _other_candidates(first: Pooled, second: Pooled, keys: Sequence[Key]) -> Key | None:
+    """The first of these (seed, query) that the two ranked with other candidates or another target."""
+    for key in keys:
         a, b = first.records[key], second.records[key]
         if (a.target, a.candidates_sha) != (b.target, b.candidates_sha):
             return key
@@ -182,13 +187,13 @@ def compared_variants(pool: Pool) -> list[dict[str, Any]]:
         pairs = [(own[a], own[b]) for a, b in PAIRS if a in own and b in own]
         pairs += [(own[name], main[name]) for name in own if name in main]
         pairs += [(own[a], main[b]) for a, b in PAIRS if a in own and b in main and b in CLASSICAL]
-        found += _corrected(paired([pair for pair in pairs if _other_candidates(*pair) is None]))
+        found += _corrected(paired(pairs, strict=False))
     return found
 
 
 def compared_searches(pool: Pool) -> list[dict[str, Any]]:
     """Systems judged on validation queries against the first experiment there that has the same system."""
-    return _corrected(paired([pair for pair in pool.searches() if _other_candidates(*pair) is None]))
+    return _corrected(paired(pool.searches(), strict=False))
 
 
 def _corrected(tests: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
