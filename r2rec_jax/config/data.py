@@ -156,6 +156,8 @@ class PromptConfig:
         thoughts: ``completion`` (the model writes them), ``prompt`` (a teacher's are shown: "Prompt Full"), or
             ``none`` (no reasoning asked for: "w/o Reasoning Chain").
         detail: ``hops`` writes a statement for each hop of a chain, ``brief`` one statement a chain.
+        wording: of the template's statements: ``varied`` takes one of several phrasings by a hash, as people's words
+            vary; ``fixed`` always the first, so that what SFT learns and GRPO draws is what is said, not how.
         answer: form and length of the answer.
         max_tokens: longest prompt in tokens (*reconstructed*); oldest chains are dropped first, counted.
     """
@@ -167,6 +169,7 @@ class PromptConfig:
     chains: bool = True
     thoughts: Literal["completion", "prompt", "none"] = "completion"
     detail: Literal["hops", "brief"] = "hops"
+    wording: Literal["varied", "fixed"] = "varied"
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     max_tokens: int = 3072
 

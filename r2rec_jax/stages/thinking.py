@@ -74,7 +74,7 @@ def make_teacher(work: Workspace) -> Teacher:
     if c.thoughts.teacher == "template":
         from r2rec_jax.thoughts.template import TemplateTeacher
 
-        return TemplateTeacher(domain)
+        return TemplateTeacher(domain, varied=c.prompts.wording == "varied")
     if c.thoughts.teacher == "endpoint":
         from r2rec_jax.stages.endpoint import make_remote_teacher
 

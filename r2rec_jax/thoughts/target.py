@@ -20,7 +20,7 @@ from r2rec_jax.prompts.ranking import shown_chains
 from r2rec_jax.prompts.templates import Wording, wording
 from r2rec_jax.prompts.verbalize import genre_texts, item_labels, rating_words, title_text
 from r2rec_jax.prompts.views import QueryView
-from r2rec_jax.thoughts.teacher import Thought, end_once, join_words, keyed_number, pick
+from r2rec_jax.thoughts.teacher import Thought, end_once, join_words, keyed_number, phrase
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,13 @@ def write_ranking_target(
     order = (target_position, *others)[:config.answer.top]
     if config.thoughts == "none":
         return RankingTarget((), order)
-    return RankingTarget(_statements(view, thoughts, target_position, config, key, chains_kept), order)
+    phrasing = (key,) if config.wording == "varied" else ()
+    return RankingTarget(_statements(view, thoughts, target_position, config, phrasing, chains_kept), order)
 
 
 def _statements(
-    view: QueryView, thoughts: Sequence[Thought | None], target_position: int, config: PromptConfig, key: str,
-    chains_kept: int | None,
+    view: QueryView, thoughts: Sequence[Thought | None], target_position: int, config: PromptConfig,
+    key: Sequence[str], chains_kept: int | None,
 ) -> tuple[str, ...]:
     words = wording(config.template(view.domain))
     answer = view.candidates[target_position]
@@ -99,14 +100,14 @@ def _statements(
     tastes = list({item.item_id: item for item in tastes}.values())
     taste = _taste_genres(tastes)
     if taste:
-        statements.append(pick([f"Taken together, they like {join_words(taste)} most.",
-                                f"All in all the taste is {join_words(taste)}.",
-                                f"So the {words.genres} to look for: {join_words(taste)}."], key, "taste"))
+        statements.append(phrase([f"Taken together, they like {join_words(taste)} most.",
+                                  f"All in all the taste is {join_words(taste)}.",
+                                  f"So the {words.genres} to look for: {join_words(taste)}."], key, "taste"))
     statements.append(_conclusion(view, target_position, tastes, taste, config, key))
     return tuple(dict.fromkeys(end_once(statement) for statement in statements))
 
 
-def _likes(liked: Sequence[tuple[Item, float]], answer: str, words: Wording, key: str) -> list[str]:
+def _likes(liked: Sequence[tuple[Item, float]], answer: str, words: Wording, key: Sequence[str]) -> list[str]:
     """What the recent likes have in common: genres, years, and which were liked most."""
     if not liked:
         return []
@@ -115,13 +116,13 @@ def _likes(liked: Sequence[tuple[Item, float]], answer: str, words: Wording, key
     statements = []
     if recurring:
         listed = join_words([f"{n} are {genre}" for genre, n in recurring])
-        statements.append(pick([f"Of {len(liked)} recent likes, {listed}.",
-                                f"Among the {len(liked)} recent likes {listed}.",
-                                f"In the {len(liked)} {words.items} they liked last, {listed}."], key, "genres"))
+        statements.append(phrase([f"Of {len(liked)} recent likes, {listed}.",
+                                  f"Among the {len(liked)} recent likes {listed}.",
+                                  f"In the {len(liked)} {words.items} they liked last, {listed}."], key, "genres"))
     elif counts:
         listed = join_words(list(counts)[:4])
-        statements.append(pick([f"No {words.genre} recurs in the recent likes; they include {listed}.",
-                                f"The recent likes vary: {listed}."], key, "genres"))
+        statements.append(phrase([f"No {words.genre} recurs in the recent likes; they include {listed}.",
+                                  f"The recent likes vary: {listed}."], key, "genres"))
     years = sorted(item.year for item, _ in liked if item.year is not None)
     if len(years) == len(liked) > 1:
         statements.append(_years(years, words, key))
@@ -130,20 +131,20 @@ def _likes(liked: Sequence[tuple[Item, float]], answer: str, words: Wording, key
     if len(favourites) < len(liked) and answer not in [title.casefold() for title in favourites]:
         verdict = f"{best:g} ({rating_words(best)})"
         listed = join_words(favourites) if len(favourites) <= 2 else f"{favourites[0]} and {len(favourites) - 1} more"
-        statements.append(pick([f"Their highest rating of these, {verdict}, went to {listed}.",
-                                f"Of these, {listed} got their best rating, {verdict}."], key, "best"))
+        statements.append(phrase([f"Their highest rating of these, {verdict}, went to {listed}.",
+                                  f"Of these, {listed} got their best rating, {verdict}."], key, "best"))
     return statements
 
 
-def _years(years: Sequence[int], words: Wording, key: str) -> str:
+def _years(years: Sequence[int], words: Wording, key: Sequence[str]) -> str:
     decades = {year // 10 * 10 for year in years}
     if len(decades) == 1:
-        return pick([f"All of these are from the {decades.pop()}s.", f"Their years lie between {years[0]} and "
+        return phrase([f"All of these are from the {decades.pop()}s.", f"Their years lie between {years[0]} and "
                      f"{years[-1]}." if years[0] < years[-1] else f"All of these are from {years[0]}."], key, "years")
     middle = Counter(year // 10 * 10 for year in years).most_common(1)[0]
     mostly = f", mostly the {middle[0]}s" if 2 * middle[1] > len(years) else ""
-    return pick([f"They range from {years[0]} to {years[-1]}{mostly}.",
-                 f"Their years run from {years[0]} to {years[-1]}{mostly}."], key, "years")
+    return phrase([f"They range from {years[0]} to {years[-1]}{mostly}.",
+                   f"Their years run from {years[0]} to {years[-1]}{mostly}."], key, "years")
 
 
 def _taste_genres(items: Sequence[Item]) -> list[str]:
@@ -154,7 +155,8 @@ def _taste_genres(items: Sequence[Item]) -> list[str]:
 
 
 def _conclusion(
-    view: QueryView, target_position: int, tastes: Sequence[Item], taste: Sequence[str], config: PromptConfig, key: str
+    view: QueryView, target_position: int, tastes: Sequence[Item], taste: Sequence[str], config: PromptConfig,
+    key: Sequence[str],
 ) -> str:
     """The only statement that names the true item, with a reason that is true of the prompt where there is one."""
     answer = view.candidates[target_position]
@@ -167,12 +169,12 @@ def _conclusion(
     years = [item.year for item in tastes if item.year is not None]
     reason = ""
     if shared:
-        reason = pick([f", as it is {join_words(shared)}", f": it has the {join_words(shared)} they like"],
-                      key, "reason")
+        reason = phrase([f", as it is {join_words(shared)}", f": it has the {join_words(shared)} they like"],
+                        key, "reason")
     elif nearest is not None:
         common = join_words([genre for genre in genres if genre in genre_texts(nearest)])
         reason = f", sharing {common} with {title_text(nearest)}"
     elif answer.year is not None and any(abs(answer.year - year) <= 5 for year in years):
         reason = f"; like others they liked, it is from around {answer.year}"
-    return pick([f"Among the candidates, {label}{number} fits best{reason}.",
-                 f"Of all candidates, {label}{number} comes closest{reason}."], key, "conclusion")
+    return phrase([f"Among the candidates, {label}{number} fits best{reason}.",
+                   f"Of all candidates, {label}{number} comes closest{reason}."], key, "conclusion")

@@ -156,6 +156,11 @@ def pick(options: Sequence[_T], *key: str) -> _T:
     return options[keyed_number(*key) % len(options)]
 
 
+def phrase(options: Sequence[_T], key: Sequence[str], *slot: str) -> _T:
+    """One of the phrasings of a statement: by :func:`keyed_number` of key and slot; without a key always the first."""
+    return pick(options, *key, *slot) if key else options[0]
+
+
 def join_words(words: Sequence[str]) -> str:
     """``Action``, ``Action and Crime``, ``Action, Crime and Drama``."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""

@@ -3,7 +3,8 @@
 Hop 1 reads the target user's rating of the first item, hop 2 the neighbour's rating of it, hop 3 the neighbour's rating
 of the final item; the last statement weighs them and predicts. The first three are functions of what lies before and
 at their hop, never of the answer; only the last one knows it, as the paper's masked prompt intends: it picks, out of
-the reasons that are true of this chain, one that leads to the true rating. Wording varies by a keyed hash.
+the reasons that are true of this chain, one that leads to the true rating. Wording varies by a keyed hash,
+or not at all.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from r2rec_jax.data.interactions import Item
 from r2rec_jax.prompts.templates import TEMPLATE_VERSION, Wording, wording
 from r2rec_jax.prompts.verbalize import TARGET, genre_texts, neighbour_name, rating_words, shares_genre, title_text
 from r2rec_jax.prompts.views import ChainView
-from r2rec_jax.thoughts.teacher import BatchTeacher, Thought, end_once, join_words, pick
+from r2rec_jax.thoughts.teacher import BatchTeacher, Thought, end_once, join_words, phrase
 
 _STEPS = {1: "one point", 2: "two points", 3: "three points", 4: "four points"}
 
@@ -171,7 +172,7 @@ def _last(chain: ChainView) -> list[str]:
     return [f"{reason}: {answer}" for reason in _reasons(chain)]
 
 
-def brief_thought(chain: ChainView, *key: str) -> str:
+def brief_thought(chain: ChainView, key: Sequence[str]) -> str:
     """One statement on the whole chain, closing rating included: for ranking prompts, which show it."""
     other, first, final = neighbour_name(chain.neighbour), title_text(chain.item0), title_text(chain.item1)
     gap0, gap1 = abs(chain.rating_u0 - chain.rating_n0), abs(chain.rating_u1 - chain.rating_n1)
@@ -180,16 +181,16 @@ def brief_thought(chain: ChainView, *key: str) -> str:
     pair1 = f"{final} ({chain.rating_u1} and {chain.rating_n1})"
     if near0 and near1:
         how = "" if gap0 + gap1 == 0 else "roughly "
-        start = pick([f"The {TARGET} and {other} {how}agree on {pair0} and {pair1}",
-                      f"{_cap(other)} {how}shares the {TARGET}'s view of {pair0} and {pair1}"], *key, "brief")
+        start = phrase([f"The {TARGET} and {other} {how}agree on {pair0} and {pair1}",
+                        f"{_cap(other)} {how}shares the {TARGET}'s view of {pair0} and {pair1}"], key, "brief")
     elif near0 or near1:
         agreed, split = (pair0, pair1) if near0 else (pair1, pair0)
         how = "" if min(gap0, gap1) == 0 else "roughly "
-        start = pick([f"The {TARGET} and {other} {how}agree on {agreed} but not on {split}",
-                      f"{_cap(other)} {how}shares the {TARGET}'s view of {agreed}, but not of {split}"], *key, "brief")
+        start = phrase([f"The {TARGET} and {other} {how}agree on {agreed} but not on {split}",
+                        f"{_cap(other)} {how}shares the {TARGET}'s view of {agreed}, but not of {split}"], key, "brief")
     else:
-        start = pick([f"The {TARGET} and {other} disagree on {pair0} and {pair1}",
-                      f"{_cap(other)} differs from the {TARGET} on {pair0} and {pair1}"], *key, "brief")
+        start = phrase([f"The {TARGET} and {other} disagree on {pair0} and {pair1}",
+                        f"{_cap(other)} differs from the {TARGET} on {pair0} and {pair1}"], key, "brief")
     return start + _brief_tail(chain) + "."
 
 
@@ -215,24 +216,27 @@ class TemplateTeacher(BatchTeacher):
 
     Args:
         domain: whose wording it uses.
+        varied: each statement in one of several phrasings; otherwise always in the same.
     """
 
     name = "template"
 
-    def __init__(self, domain: str) -> None:
+    def __init__(self, domain: str, *, varied: bool = True) -> None:
         self._words = wording(domain)
+        self._varied = varied
 
     @property
     def version(self) -> str:
         """Domain and version of the wording."""
-        return f"{self._words.domain}-{TEMPLATE_VERSION}"
+        return f"{self._words.domain}-{TEMPLATE_VERSION}{'' if self._varied else '-fixed'}"
 
     def write(self, chain: ChainView, key: str) -> Thought:
-        """The thought of one chain; ``key`` and the chain's ids choose among the phrasings."""
-        slot = (key, chain.user.user_id, chain.item0.item_id, chain.neighbour.user_id, chain.item1.item_id)
+        """The thought of one chain; ``key`` and the chain's ids choose among the phrasings, where they vary."""
+        ids = (chain.user.user_id, chain.item0.item_id, chain.neighbour.user_id, chain.item1.item_id)
+        slot = (key, *ids) if self._varied else ()
         steps = (_hop1(chain, self._words), _hop2(chain), _hop3(chain, self._words), _last(chain))
-        statements = tuple(end_once(pick(options, *slot, str(hop))) for hop, options in enumerate(steps))
-        return Thought(statements, chain.rating_u1, self.name, end_once(brief_thought(chain, *slot)))
+        statements = tuple(end_once(phrase(options, slot, str(hop))) for hop, options in enumerate(steps))
+        return Thought(statements, chain.rating_u1, self.name, end_once(brief_thought(chain, slot)))
 
     def write_many(self, chains: Sequence[ChainView], keys: Sequence[str]) -> list[Thought | None]:
         """The thoughts of many chains."""

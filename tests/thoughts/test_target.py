@@ -78,6 +78,18 @@ def test_detail_and_switches() -> None:
     assert direct.completion(VIEW, CONFIG, opened_think=False).startswith("<answer>7, ")
 
 
+def test_fixed_wording_leaves_the_facts_and_the_order() -> None:
+    fixed = replace(CONFIG, wording="fixed")
+    keys = [str(k) for k in range(20)]
+    assert len({target(key=key).statements for key in keys}) > 10
+    assert len({target(key=key, config=fixed).statements for key in keys}) == 1
+    flat = [0.0] * 10
+    assert len({target(scores=flat, key=key, config=fixed).order for key in keys}) > 10, "ties still fall by the key"
+    assert all(target(scores=flat, key=key, config=fixed).order == target(scores=flat, key=key).order for key in keys)
+    opening = target(config=fixed).statements[0]
+    assert opening.startswith("Of 5 recent likes, ") and opening in {target(key=key).statements[0] for key in keys}
+
+
 def test_statements_are_true_of_the_likes() -> None:
     for key in map(str, range(20)):
         text = "\n".join(target(key=key).statements)

@@ -100,6 +100,24 @@ def test_wording_varies_and_is_reproducible() -> None:
     assert write(TEACHER, chain, "3") == TEACHER.write(chain, "3")
 
 
+def test_fixed_wording_is_the_first_of_each_and_does_not_depend_on_the_key() -> None:
+    chain, fixed = ChainView(USER, HEAT, OTHER, FARGO, 5, 4, 4, 4), TemplateTeacher("movies", varied=False)
+    thoughts = {fixed.write(chain, str(k)) for k in range(20)}
+    assert len(thoughts) == 1
+    thought = thoughts.pop()
+    assert thought.statements[0] == "The target user gave Heat a 5 (very liked), so Action and Crime can please them."
+    assert thought in {TEACHER.write(chain, str(k)) for k in range(3000)}, "one of those that varied wording gives"
+    other = replace(chain, rating_u0=2, item0=BIG)
+    assert fixed.write(other, "a").statements[0] == (
+        "The target user gave Big a 2 (disliked), so Comedy and Drama are no safe choice for them.")
+    for ratings in ALL_RATINGS[::7]:
+        chain = ChainView(USER, HEAT, OTHER, BIG, *ratings)
+        thought = fixed.write(chain, "k")
+        assert problems(thought, chain) == ()
+        _check_facts(chain, thought.statements)
+    assert fixed.version != TEACHER.version
+
+
 def test_it_can_be_read_back() -> None:
     thought = TEACHER.write(ChainView(USER, HEAT, OTHER, BIG, 5, 4, 2, 3), "k")
     for opened in (False, True):
