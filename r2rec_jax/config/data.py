@@ -151,7 +151,8 @@ class PromptConfig:
         liked: how many of the most recent liked items the prompt lists (*paper*: 5).
         order: of those items.
         facts: beside titles show years, genres and further facts of items; false shows years alone, which makes a
-            prompt a good deal shorter (the paper does not say what its prompts show).
+            prompt a good deal shorter (the paper does not say what its prompts show). Teachers are shown no more, so
+            that a thought says nothing that cannot be read in its prompt.
         chains: show the interaction chains (the paper's ablation "w/o Interaction Chain" sets false).
         thoughts: ``completion`` (the model writes them), ``prompt`` (a teacher's are shown: "Prompt Full"), or
             ``none`` (no reasoning asked for: "w/o Reasoning Chain").

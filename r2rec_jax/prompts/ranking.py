@@ -59,7 +59,7 @@ def render_ranking(view: QueryView, config: PromptConfig, chains_kept: int | Non
     """Render the prompt of a query.
 
     Args:
-        view: the query with its items and users.
+        view: the query with its items and users, their facts included as far as they are to be shown.
         config: what to show.
         chains_kept: show at most this many chains (see :func:`shown_chains`).
 
@@ -75,7 +75,7 @@ def render_ranking(view: QueryView, config: PromptConfig, chains_kept: int | Non
     words = wording(config.template(view.domain))
     chains = shown_chains(view, config, chains_kept)
     count = len(view.candidates)
-    texts = candidate_texts(view.candidates, facts=config.facts)
+    texts = candidate_texts(view.candidates)
     blocks = [
         f"Rank {count} candidate {words.items} for the {TARGET}. Ratings go from 1 ({RATING_WORDS[0]}) to 5 "
         f"({RATING_WORDS[4]}).",
@@ -107,7 +107,7 @@ def _liked(view: QueryView, config: PromptConfig, words: Wording) -> list[str]:
     if config.order == "oldest-first":
         liked = liked[::-1]
     return [liked_heading(words, config),
-            *(f"- {item_text(item, facts=config.facts)}: {shown_rating(rating)}" for item, rating in liked)]
+            *(f"- {item_text(item)}: {shown_rating(rating)}" for item, rating in liked)]
 
 
 def _chains(view: QueryView, chains: tuple[ChainView, ...], config: PromptConfig, words: Wording) -> list[str]:
@@ -122,7 +122,7 @@ def _chains(view: QueryView, chains: tuple[ChainView, ...], config: PromptConfig
     described = {item.item_id for item, _ in view.liked[:config.liked]}
     lines = [f"Interaction chains, ratings between users and {words.items}:"]
     for chain, thought in zip(chains, thoughts, strict=True):
-        shown = chain_text(chain, described=described if config.facts else (), facts=config.facts)
+        shown = chain_text(chain, described=described if config.facts else ())
         lines.append(f"- {shown}")
         described |= {chain.item0.item_id, chain.item1.item_id}
         if thought.strip():

@@ -116,16 +116,15 @@ def neighbour_text(user: User) -> str:
     return f"{neighbour_name(user)} ({values})" if values else neighbour_name(user)
 
 
-def chain_text(chain: ChainView, *, masked: bool = False, described: Collection[str] = (), facts: bool = True) -> str:
+def chain_text(chain: ChainView, *, masked: bool = False, described: Collection[str] = ()) -> str:
     """The chain as one line.
 
     Args:
         chain: the chain.
         masked: the unclosed forward chain of the rating question, its last rating shown as ``?``.
         described: ids of items whose year and genres the prompt has given already; they are named by title alone.
-        facts: whether the others are shown with all their facts, or with their year.
     """
-    first, final = (title_text(item) if item.item_id in described else item_text(item, facts=facts)
+    first, final = (title_text(item) if item.item_id in described else item_text(item)
                     for item in (chain.item0, chain.item1))
     closing = "?" if masked else str(chain.rating_u1)
     return (f"{TARGET} -{chain.rating_u0}-> {first} -{chain.rating_n0}-> {neighbour_text(chain.neighbour)} "

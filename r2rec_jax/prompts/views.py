@@ -1,8 +1,12 @@
-"""What a prompt shows, with every index resolved to its item or user."""
+"""What a prompt shows, with every index resolved to its item or user.
+
+A view holds no fact that its prompt leaves out: whoever writes from it, a teacher above all, can say no more than can
+be read there.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from r2rec_jax.data.interactions import Dataset, Item, User
@@ -60,13 +64,18 @@ class QueryView:
     thoughts: tuple[str, ...] = field(default=())
 
 
-def resolve_chain(dataset: Dataset, chain: Chain) -> ChainView:
-    """A chain of indices as a chain of records."""
+def shown_item(item: Item, *, facts: bool) -> Item:
+    """The item as prompts show it: without ``facts`` its title and year alone."""
+    return item if facts else replace(item, genres=(), details=())
+
+
+def resolve_chain(dataset: Dataset, chain: Chain, *, facts: bool = True) -> ChainView:
+    """A chain of indices as a chain of records, its items as :func:`shown_item` leaves them."""
     return ChainView(
         user=dataset.users[chain.user_idx],
-        item0=dataset.items[chain.item0],
+        item0=shown_item(dataset.items[chain.item0], facts=facts),
         neighbour=dataset.users[chain.neighbour],
-        item1=dataset.items[chain.item1],
+        item1=shown_item(dataset.items[chain.item1], facts=facts),
         rating_u0=chain.rating_u0,  # type: ignore[arg-type]
         rating_n0=chain.rating_n0,  # type: ignore[arg-type]
         rating_n1=chain.rating_n1,  # type: ignore[arg-type]

@@ -219,8 +219,10 @@ def _thoughts(work: Workspace) -> Iterator[tuple[str, str]]:
     queries = work.prepared.queries["sft"]
     written = write_thoughts(work, queries)
     opened = work.tokenizer.chat("").opened_think
-    domain = work.config.prompts.template(work.prepared.dataset.domain)
-    for chain in dict.fromkeys(c for query in queries for c in distinct_chains(work.prepared, query)):
+    prompts = work.config.prompts
+    domain = prompts.template(work.prepared.dataset.domain)
+    for chain in dict.fromkeys(c for query in queries
+                               for c in distinct_chains(work.prepared, query, facts=prompts.facts)):
         thought = written[chain]
         if thought is not None:
             yield (render_thought(chain, domain).text,

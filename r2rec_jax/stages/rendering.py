@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from r2rec_jax.config import PromptConfig
+from r2rec_jax.data.interactions import Item
 from r2rec_jax.data.queries import Query
 from r2rec_jax.evaluation.protocol import EvaluationQuery
 from r2rec_jax.prompts.ranking import render_ranking, shown_chains
-from r2rec_jax.prompts.views import ChainView, QueryView, resolve_chain
+from r2rec_jax.prompts.views import ChainView, QueryView, resolve_chain, shown_item
 from r2rec_jax.stages.prepared import Prepared
 from r2rec_jax.tokens.examples import fit_prompt
 from r2rec_jax.tokens.tokenizer import ChatPrompt, Tokenizer
@@ -61,21 +62,26 @@ def make_view(prepared: Prepared, query: Query, config: PromptConfig, thoughts: 
     Args:
         prepared: the data.
         query: whose prompt.
-        config: how many liked items.
+        config: how many liked items, and whether with their facts.
         thoughts: thoughts to show with the chains (``prompts.thoughts: prompt``).
     """
     data = prepared.dataset
-    chains = distinct_chains(prepared, query)
+    chains = distinct_chains(prepared, query, facts=config.facts)
+
+    def shown(index: int) -> Item:
+        return shown_item(data.items[index], facts=config.facts)
+
     return QueryView(
         domain=data.domain, profile=data.users[query.user_idx],
-        liked=tuple((data.items[i], rating) for i, rating in prepared.liked(query, config.liked)),
-        chains=chains, candidates=tuple(data.items[i] for i in query.candidates),
+        liked=tuple((shown(i), rating) for i, rating in prepared.liked(query, config.liked)),
+        chains=chains, candidates=tuple(shown(i) for i in query.candidates),
         thoughts=tuple(thoughts[chain] for chain in chains) if thoughts else ())
 
 
-def distinct_chains(prepared: Prepared, query: Query) -> tuple[ChainView, ...]:
-    """The chains of a query, a chain that was drawn twice shown once."""
-    return tuple(dict.fromkeys(resolve_chain(prepared.dataset, chain) for chain in prepared.chains_of(query)))
+def distinct_chains(prepared: Prepared, query: Query, *, facts: bool) -> tuple[ChainView, ...]:
+    """The chains of a query, a chain that was drawn twice shown once; ``facts`` as in ``prompts.facts``."""
+    return tuple(dict.fromkeys(resolve_chain(prepared.dataset, chain, facts=facts)
+                               for chain in prepared.chains_of(query)))
 
 
 def render_query(prepared: Prepared, query: Query, config: PromptConfig, tokenizer: Tokenizer,

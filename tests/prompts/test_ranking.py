@@ -14,7 +14,7 @@ from r2rec_jax.data.interactions import Item, User
 from r2rec_jax.prompts.ranking import render_ranking, shown_chains
 from r2rec_jax.prompts.thought import render_thought, teacher_prompt
 from r2rec_jax.prompts.verbalize import chain_text, item_labels, item_text, neighbour_text, profile_text, title_text
-from r2rec_jax.prompts.views import ChainView, QueryView
+from r2rec_jax.prompts.views import ChainView, QueryView, shown_item
 
 ITEMS = tuple(Item(str(k), title, year, genres) for k, (title, year, genres) in enumerate([
     ("Heat", 1995, ("Action", "Crime")), ("Killer, The", 1989, ("Action",)), ("Big", 1988, ("Comedy",)),
@@ -82,7 +82,13 @@ with the candidate numbers of all 4, best first: <answer>7, 3, 12, ...</answer>"
 
 
 def test_without_facts_items_are_titles_and_years_everywhere() -> None:
-    prompt = render_ranking(VIEW, replace(CONFIG, facts=False))
+    def bare(item: Item) -> Item:
+        return shown_item(item, facts=False)
+
+    view = replace(VIEW, liked=tuple((bare(item), rating) for item, rating in VIEW.liked),
+                   chains=tuple(replace(c, item0=bare(c.item0), item1=bare(c.item1)) for c in VIEW.chains),
+                   candidates=tuple(map(bare, VIEW.candidates)))
+    prompt = render_ranking(view, replace(CONFIG, facts=False))
     full = render_ranking(VIEW, CONFIG)
     for shown in ("- Heat (1995): 5\n", "\n1. The Killer (1989)\n", "-5-> Heat (1995) -4->", "-2-> Big (1988) -3->"):
         assert shown in prompt.text

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from r2rec_jax.config import DataConfig, PromptConfig, TrainConfig
-from r2rec_jax.data.queries import Query
 from r2rec_jax.prompts.answer import parse_completion
 from r2rec_jax.prompts.ranking import render_ranking
 from r2rec_jax.prompts.verbalize import genre_texts, item_labels, title_text
-from r2rec_jax.prompts.views import QueryView, resolve_chain
+from r2rec_jax.prompts.views import QueryView
 from r2rec_jax.stages.prepare import prepare
 from r2rec_jax.stages.prepared import Prepared
+from r2rec_jax.stages.rendering import make_view
 from r2rec_jax.thoughts.target import write_ranking_target
 from r2rec_jax.thoughts.template import TemplateTeacher
 from r2rec_jax.thoughts.validate import problems
@@ -26,18 +26,10 @@ def prepared(ml100k_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Prep
     return prepare(TrainConfig(data=data), tmp_path_factory.mktemp("text") / "prepare")
 
 
-def view_of(prepared: Prepared, query: Query) -> QueryView:
-    data = prepared.dataset
-    return QueryView(
-        data.domain, data.users[query.user_idx], tuple((data.items[i], r) for i, r in prepared.liked(query, 5)),
-        tuple(dict.fromkeys(resolve_chain(data, chain) for chain in prepared.chains_of(query))),
-        tuple(data.items[i] for i in query.candidates))
-
-
 def test_real_queries(prepared: Prepared) -> None:
     teacher = TemplateTeacher("movies")
     for query in prepared.queries["sft"]:
-        view = view_of(prepared, query)
+        view = make_view(prepared, query, PromptConfig())
         thoughts = teacher.write_many(view.chains, ["0"] * len(view.chains))
         for chain, thought in zip(view.chains, thoughts, strict=True):
             assert thought is not None and problems(thought, chain) == ()
@@ -68,3 +60,28 @@ def check_reason(view: QueryView, conclusion: str, position: int) -> None:
     compared = re.search(r"sharing .+? with (.+?)\.?$", reason)
     if compared:
         assert compared[1] in render_ranking(view, PromptConfig()).text
+
+
+@pytest.mark.parametrize("detail", ["hops", "brief"])
+def test_without_facts_a_target_says_nothing_that_its_prompt_does_not_show(prepared: Prepared, detail: str) -> None:
+    config = PromptConfig(facts=False, detail=detail)  # type: ignore[arg-type]
+    teacher, said = TemplateTeacher("movies"), 0
+    genres = {genre for item in prepared.dataset.items for genre in item.genres} - {"unknown"}
+    named = re.compile("|".join(rf"\b{re.escape(genre)}\b" for genre in genres))
+    for query in prepared.queries["sft"]:
+        view = make_view(prepared, query, config)
+        thoughts = teacher.write_many(view.chains, ["0"] * len(view.chains))
+        scores = [float(prepared.item_scores[i]) for i in query.candidates]
+        target = write_ranking_target(view, thoughts, query.candidates.index(query.target), scores, config,
+                                      query.query_id)
+        titles = sorted({title_text(prepared.dataset.items[i]) for i in range(len(prepared.dataset.items))}, key=len)
+        prompt = render_ranking(view, config).text
+        for statement in target.statements:
+            bare = statement
+            for title in reversed([title for title in titles if title in prompt]):
+                bare = bare.replace(title, "#")
+            assert not named.search(bare), statement
+            years = set(re.findall(r"\b(?:19|20)\d\d\b", bare))
+            assert all(year in prompt for year in years if f"{year}s" not in bare), statement
+            said += len(years)
+    assert said > 100, "years are still spoken of"
