@@ -149,17 +149,22 @@ def split_completion(text: str, *, opened_think: bool) -> tuple[str, str | None]
 
 
 def count_statements(reasoning: str, titles: Sequence[str] = ()) -> int:
+    """How many :func:`read_statements` finds."""
+    return len(read_statements(reasoning, titles))
+
+
+def read_statements(reasoning: str, titles: Sequence[str] = ()) -> tuple[str, ...]:
     """Reasoning statements: distinct, unnumbered lines with at least three words besides the candidates' titles."""
     pattern = _titles_pattern(titles)
-    seen: set[str] = set()
+    seen: dict[str, None] = {}
     for line in re.split(r"[\r\n]+", reasoning):
         line = " ".join(_TAG.sub(" ", line).split())
         if line in seen or _NUMBERED_LINE.match(line):
             continue
         without = pattern.sub(" ", line) if pattern else line
         if len(_WORD.findall(without)) >= MIN_WORDS:
-            seen.add(line)
-    return len(seen)
+            seen[line] = None
+    return tuple(seen)
 
 
 def _titles_pattern(titles: Sequence[str]) -> re.Pattern[str] | None:

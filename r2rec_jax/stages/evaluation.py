@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from r2rec_jax.config import EvaluateConfig, TrainConfig, as_plain, fingerprint
+from r2rec_jax.config import EvaluateConfig, PromptConfig, TrainConfig, as_plain, fingerprint
 from r2rec_jax.data.candidates import Negatives
 from r2rec_jax.data.queries import Query, split_name
 from r2rec_jax.data.splits import item_edges
@@ -37,13 +38,15 @@ from r2rec_jax.evaluation.significance import compare
 from r2rec_jax.evaluation.tables import result_file
 from r2rec_jax.files import write_json
 from r2rec_jax.parallel.distributed import follow, is_first, leading, on_first
+from r2rec_jax.progress import bar
 from r2rec_jax.prompts.answer import AnswerForm
 from r2rec_jax.stages.likelihood import likelihood_query, policy_likelihood
-from r2rec_jax.stages.rendering import count_dropped, render_queries
+from r2rec_jax.stages.rendering import RenderedQuery, count_dropped, render_queries
 from r2rec_jax.stages.run import stage_key
 from r2rec_jax.stages.swapped import with_swapped_chains
 from r2rec_jax.stages.thinking import shown_thoughts
 from r2rec_jax.stages.workspace import Workspace
+from r2rec_jax.thoughts.truth import count_true, true_statements
 from r2rec_jax.training.state import stream_key
 
 CHECKPOINTS = {"base": "base", "sft": "sft", "sft+grpo": "grpo"}
@@ -131,12 +134,14 @@ class Exam:
         make_generate: a checkpoint -> how it answers.
         form: of the answers.
         prompts: counts of the prompts, for the result file.
+        truth: answers of all queries -> share of their statements that are true; None where nobody reasons.
     """
 
     queries: Sequence[EvaluationQuery]
     make_generate: Callable[[str], Generate]
     form: AnswerForm
     prompts: dict[str, int]
+    truth: Callable[[Sequence[Prediction]], float | None]
 
 
 def make_exam(work: Workspace, config: EvaluateConfig) -> Exam:
@@ -146,15 +151,36 @@ def make_exam(work: Workspace, config: EvaluateConfig) -> Exam:
         texts = [likelihood_query(work.prepared, query, work.tokenizer, config.lines) for query in queries]
         longest = max(len(text.asked.prompt_ids) for text in texts)
         return Exam([text.asked for text in texts], lambda name: policy_likelihood(work, name, texts, config), "titles",
-                    {"prompts": len(texts), "longest_prompt_tokens": longest})
+                    {"prompts": len(texts), "longest_prompt_tokens": longest}, lambda predictions: None)
     prepared, prompts, counts = work.prepared, work.config.prompts, {}
     if config.chains == "swapped":
         prepared, counts["left_out_chains"] = with_swapped_chains(prepared, config.split, work.config.train_seed)
     if config.chains == "none":
         prompts = replace(prompts, chains=False)
     rendered = render_queries(prepared, queries, prompts, work.tokenizer, shown_thoughts(work, queries, prepared))
+    known = cache(lambda: _known_truths(rendered, prompts))
     return Exam([r.for_evaluation(prepared) for r in rendered], lambda name: make_generate(work, name, config),
-                prompts.answer.form, count_dropped(rendered) | counts)
+                prompts.answer.form, count_dropped(rendered) | counts,
+                lambda predictions: true_rate(rendered, known(), predictions))
+
+
+def _known_truths(rendered: Sequence[RenderedQuery], config: PromptConfig) -> list[frozenset[str]]:
+    with bar("true statements", len(rendered), "prompts") as progress:
+        found = []
+        for r in rendered:
+            found.append(true_statements(r.view, config, len(r.chains)))
+            progress.advance()
+    return found
+
+
+def true_rate(rendered: Sequence[RenderedQuery], known: Sequence[frozenset[str]], predictions: Sequence[Prediction]
+              ) -> float | None:
+    """Share of the statements in all answers that the template could have written of their prompts
+    (:mod:`~r2rec_jax.thoughts.truth`); None where there is no statement."""
+    counts = [count_true(p.output, true, r.labels, opened_think=r.chat.opened_think)
+              for r, true, p in zip(rendered, known, predictions, strict=True)]
+    statements, true = map(sum, zip(*counts, strict=True))
+    return true / statements if statements else None
 
 
 _GENERATION = ("temperature", "top_p", "max_new_tokens")
@@ -212,7 +238,8 @@ def _report(work: Workspace, config: EvaluateConfig, exam: Exam,
     edges = _target_edges(work, config)
     rows = [summarize(mine, dataset=c.data.name, negatives=negatives_of(work, config), seed=c.train_seed,
                       split=split_name(c.data.split, config.split), target_edges=edges)
-            | {"split_seed": c.data.split_seed, "candidates": c.data.candidates, "chains": config.chains}
+            | {"split_seed": c.data.split_seed, "candidates": c.data.candidates, "chains": config.chains,
+               "true_rate": exam.truth(mine)}
             for mine in predictions.values()]
     for name in predictions:
         files = evaluation_files(work, name, config)  # answers of more users than were asked for now have ranks too

@@ -20,7 +20,15 @@ from r2rec_jax.prompts.ranking import shown_chains
 from r2rec_jax.prompts.templates import Wording, wording
 from r2rec_jax.prompts.verbalize import genre_texts, item_labels, rating_words, title_text
 from r2rec_jax.prompts.views import QueryView
-from r2rec_jax.thoughts.teacher import Thought, end_once, join_words, keyed_number, phrase
+from r2rec_jax.thoughts.teacher import (
+    REASON,
+    Phrase,
+    Thought,
+    end_once,
+    join_words,
+    keyed_number,
+    phrasing,
+)
 
 
 @dataclass(frozen=True)
@@ -75,23 +83,39 @@ def write_ranking_target(
     order = (target_position, *others)[:config.answer.top]
     if config.thoughts == "none":
         return RankingTarget((), order)
-    phrasing = (key,) if config.wording == "varied" else ()
-    return RankingTarget(_statements(view, thoughts, target_position, config, phrasing, chains_kept), order)
+    phrase = phrasing(key) if config.wording == "varied" else phrasing()
+    return RankingTarget(_statements(view, thoughts, target_position, config, phrase, chains_kept), order)
 
 
 def _statements(
     view: QueryView, thoughts: Sequence[Thought | None], target_position: int, config: PromptConfig,
-    key: Sequence[str], chains_kept: int | None,
+    phrase: Phrase, chains_kept: int | None,
 ) -> tuple[str, ...]:
+    name = title_text(view.candidates[target_position]).casefold()
+    statements, tastes, taste = before_the_answer(view, thoughts, name, config, phrase, chains_kept)
+    label = item_labels(view.candidates)[target_position]
+    statements.append(conclusion(view, target_position, label, tastes, taste, config, phrase))
+    return tuple(dict.fromkeys(map(end_once, statements)))
+
+
+def before_the_answer(
+    view: QueryView, thoughts: Sequence[Thought | None], answer: str | None, config: PromptConfig, phrase: Phrase,
+    chains_kept: int | None,
+) -> tuple[list[str], list[Item], list[str]]:
+    """The statements that lead up to the conclusion, the items liked, and the genres of their taste.
+
+    Args:
+        view, thoughts, config, chains_kept: as :func:`write_ranking_target` has them.
+        answer: case-folded name that must not be mentioned yet; None leaves nothing out.
+        phrase: chooses the words.
+    """
     words = wording(config.template(view.domain))
-    answer = view.candidates[target_position]
-    name = title_text(answer).casefold()
     liked = view.liked[:config.liked]
     chains = shown_chains(view, config, chains_kept)
-    statements = _likes(liked, name, words, key)
+    statements = _likes(liked, answer, words, phrase)
     tastes = [item for item, _ in liked]
     for chain, thought in zip(chains, thoughts[len(thoughts) - len(chains):], strict=True):
-        if name in (title_text(chain.item0).casefold(), title_text(chain.item1).casefold()):
+        if answer in (title_text(chain.item0).casefold(), title_text(chain.item1).casefold()):
             continue  # another item of the answer's name: its thought would seem to name the answer too early
         if config.thoughts == "completion" and thought is not None:
             statements += [thought.one_line] if config.detail == "brief" else list(thought.statements)
@@ -102,12 +126,11 @@ def _statements(
     if taste:
         statements.append(phrase([f"Taken together, they like {join_words(taste)} most.",
                                   f"All in all the taste is {join_words(taste)}.",
-                                  f"So the {words.genres} to look for: {join_words(taste)}."], key, "taste"))
-    statements.append(_conclusion(view, target_position, tastes, taste, config, key))
-    return tuple(dict.fromkeys(end_once(statement) for statement in statements))
+                                  f"So the {words.genres} to look for: {join_words(taste)}."], "taste"))
+    return statements, tastes, taste
 
 
-def _likes(liked: Sequence[tuple[Item, float]], answer: str, words: Wording, key: Sequence[str]) -> list[str]:
+def _likes(liked: Sequence[tuple[Item, float]], answer: str | None, words: Wording, phrase: Phrase) -> list[str]:
     """What the recent likes have in common: genres, years, and which were liked most."""
     if not liked:
         return []
@@ -118,33 +141,33 @@ def _likes(liked: Sequence[tuple[Item, float]], answer: str, words: Wording, key
         listed = join_words([f"{n} are {genre}" for genre, n in recurring])
         statements.append(phrase([f"Of {len(liked)} recent likes, {listed}.",
                                   f"Among the {len(liked)} recent likes {listed}.",
-                                  f"In the {len(liked)} {words.items} they liked last, {listed}."], key, "genres"))
+                                  f"In the {len(liked)} {words.items} they liked last, {listed}."], "genres"))
     elif counts:
         listed = join_words(list(counts)[:4])
         statements.append(phrase([f"No {words.genre} recurs in the recent likes; they include {listed}.",
-                                  f"The recent likes vary: {listed}."], key, "genres"))
+                                  f"The recent likes vary: {listed}."], "genres"))
     years = sorted(item.year for item, _ in liked if item.year is not None)
     if len(years) == len(liked) > 1:
-        statements.append(_years(years, words, key))
+        statements.append(_years(years, words, phrase))
     best = max(rating for _, rating in liked)
     favourites = [title_text(item) for item, rating in liked if rating == best]
     if len(favourites) < len(liked) and answer not in [title.casefold() for title in favourites]:
         verdict = f"{best:g} ({rating_words(best)})"
         listed = join_words(favourites) if len(favourites) <= 2 else f"{favourites[0]} and {len(favourites) - 1} more"
         statements.append(phrase([f"Their highest rating of these, {verdict}, went to {listed}.",
-                                  f"Of these, {listed} got their best rating, {verdict}."], key, "best"))
+                                  f"Of these, {listed} got their best rating, {verdict}."], "best"))
     return statements
 
 
-def _years(years: Sequence[int], words: Wording, key: Sequence[str]) -> str:
+def _years(years: Sequence[int], words: Wording, phrase: Phrase) -> str:
     decades = {year // 10 * 10 for year in years}
     if len(decades) == 1:
         return phrase([f"All of these are from the {decades.pop()}s.", f"Their years lie between {years[0]} and "
-                     f"{years[-1]}." if years[0] < years[-1] else f"All of these are from {years[0]}."], key, "years")
+                     f"{years[-1]}." if years[0] < years[-1] else f"All of these are from {years[0]}."], "years")
     middle = Counter(year // 10 * 10 for year in years).most_common(1)[0]
     mostly = f", mostly the {middle[0]}s" if 2 * middle[1] > len(years) else ""
     return phrase([f"They range from {years[0]} to {years[-1]}{mostly}.",
-                   f"Their years run from {years[0]} to {years[-1]}{mostly}."], key, "years")
+                   f"Their years run from {years[0]} to {years[-1]}{mostly}."], "years")
 
 
 def _taste_genres(items: Sequence[Item]) -> list[str]:
@@ -154,14 +177,13 @@ def _taste_genres(items: Sequence[Item]) -> list[str]:
     return [genre for genre, n in ranked if n >= 2] or [genre for genre, _ in ranked[:2]]
 
 
-def _conclusion(
-    view: QueryView, target_position: int, tastes: Sequence[Item], taste: Sequence[str], config: PromptConfig,
-    key: Sequence[str],
+def conclusion(
+    view: QueryView, position: int, label: str, tastes: Sequence[Item], taste: Sequence[str], config: PromptConfig,
+    phrase: Phrase,
 ) -> str:
-    """The only statement that names the true item, with a reason that is true of the prompt where there is one."""
-    answer = view.candidates[target_position]
-    label = item_labels(view.candidates)[target_position]
-    number = f" (candidate {target_position + 1})" if config.answer.form == "numbers" else ""
+    """The only statement that names the answer, with a reason that is true of the prompt where there is one."""
+    answer = view.candidates[position]
+    number = f" (candidate {position + 1})" if config.answer.form == "numbers" else ""
     genres = genre_texts(answer)
     shared = [genre for genre in genres if genre in taste]
     overlap = [len(set(genres) & set(genre_texts(item))) for item in tastes]
@@ -170,11 +192,11 @@ def _conclusion(
     reason = ""
     if shared:
         reason = phrase([f", as it is {join_words(shared)}", f": it has the {join_words(shared)} they like"],
-                        key, "reason")
+                        REASON)
     elif nearest is not None:
         common = join_words([genre for genre in genres if genre in genre_texts(nearest)])
         reason = f", sharing {common} with {title_text(nearest)}"
     elif answer.year is not None and any(abs(answer.year - year) <= 5 for year in years):
         reason = f"; like others they liked, it is from around {answer.year}"
     return phrase([f"Among the candidates, {label}{number} fits best{reason}.",
-                   f"Of all candidates, {label}{number} comes closest{reason}."], key, "conclusion")
+                   f"Of all candidates, {label}{number} comes closest{reason}."], "conclusion")

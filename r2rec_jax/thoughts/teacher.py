@@ -6,13 +6,18 @@ A teacher sees the whole chain, closing rating included, and has to reason as if
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from r2rec_jax.prompts.views import ChainView
 
 _T = TypeVar("_T")
+
+MOST_PHRASINGS = 5
+"""Options of the statement that has most of them."""
+REASON, REASONS = "reason", 2
+"""The slot of the reason that stands within a conclusion, and its most options: a statement with two choices."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +161,21 @@ def pick(options: Sequence[_T], *key: str) -> _T:
     return options[keyed_number(*key) % len(options)]
 
 
-def phrase(options: Sequence[_T], key: Sequence[str], *slot: str) -> _T:
-    """One of the phrasings of a statement: by :func:`keyed_number` of key and slot; without a key always the first."""
-    return pick(options, *key, *slot) if key else options[0]
+Phrase = Callable[[Sequence[str], str], str]
+"""``phrase(options, slot)``: one of the phrasings of the statement that stands at a slot of a thought."""
+
+
+def phrasing(*key: str) -> Phrase:
+    """Phrasings by :func:`keyed_number` of key and slot; without a key always the first."""
+    return lambda options, slot: pick(options, *key, slot) if key else options[0]
+
+
+def every_phrasing(most: int = MOST_PHRASINGS) -> list[Phrase]:
+    """Phrasings that between them take every option of a slot that has ``most`` at most, each with every reason."""
+    def nth(number: int, reason: int) -> Phrase:
+        return lambda options, slot: options[(reason if slot == REASON else number) % len(options)]
+
+    return [nth(number, reason) for number in range(most) for reason in range(REASONS)]
 
 
 def join_words(words: Sequence[str]) -> str:

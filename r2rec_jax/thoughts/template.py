@@ -15,7 +15,7 @@ from r2rec_jax.data.interactions import Item
 from r2rec_jax.prompts.templates import TEMPLATE_VERSION, Wording, wording
 from r2rec_jax.prompts.verbalize import TARGET, genre_texts, neighbour_name, rating_words, shares_genre, title_text
 from r2rec_jax.prompts.views import ChainView
-from r2rec_jax.thoughts.teacher import BatchTeacher, Thought, end_once, join_words, phrase
+from r2rec_jax.thoughts.teacher import BatchTeacher, Phrase, Thought, end_once, join_words, phrasing
 
 _STEPS = {1: "one point", 2: "two points", 3: "three points", 4: "four points"}
 
@@ -172,7 +172,7 @@ def _last(chain: ChainView) -> list[str]:
     return [f"{reason}: {answer}" for reason in _reasons(chain)]
 
 
-def brief_thought(chain: ChainView, key: Sequence[str]) -> str:
+def brief_thought(chain: ChainView, phrase: Phrase) -> str:
     """One statement on the whole chain, closing rating included: for ranking prompts, which show it."""
     other, first, final = neighbour_name(chain.neighbour), title_text(chain.item0), title_text(chain.item1)
     gap0, gap1 = abs(chain.rating_u0 - chain.rating_n0), abs(chain.rating_u1 - chain.rating_n1)
@@ -182,15 +182,15 @@ def brief_thought(chain: ChainView, key: Sequence[str]) -> str:
     if near0 and near1:
         how = "" if gap0 + gap1 == 0 else "roughly "
         start = phrase([f"The {TARGET} and {other} {how}agree on {pair0} and {pair1}",
-                        f"{_cap(other)} {how}shares the {TARGET}'s view of {pair0} and {pair1}"], key, "brief")
+                        f"{_cap(other)} {how}shares the {TARGET}'s view of {pair0} and {pair1}"], "brief")
     elif near0 or near1:
         agreed, split = (pair0, pair1) if near0 else (pair1, pair0)
         how = "" if min(gap0, gap1) == 0 else "roughly "
         start = phrase([f"The {TARGET} and {other} {how}agree on {agreed} but not on {split}",
-                        f"{_cap(other)} {how}shares the {TARGET}'s view of {agreed}, but not of {split}"], key, "brief")
+                        f"{_cap(other)} {how}shares the {TARGET}'s view of {agreed}, but not of {split}"], "brief")
     else:
         start = phrase([f"The {TARGET} and {other} disagree on {pair0} and {pair1}",
-                        f"{_cap(other)} differs from the {TARGET} on {pair0} and {pair1}"], key, "brief")
+                        f"{_cap(other)} differs from the {TARGET} on {pair0} and {pair1}"], "brief")
     return start + _brief_tail(chain) + "."
 
 
@@ -233,10 +233,13 @@ class TemplateTeacher(BatchTeacher):
     def write(self, chain: ChainView, key: str) -> Thought:
         """The thought of one chain; ``key`` and the chain's ids choose among the phrasings, where they vary."""
         ids = (chain.user.user_id, chain.item0.item_id, chain.neighbour.user_id, chain.item1.item_id)
-        slot = (key, *ids) if self._varied else ()
+        return self.phrased(chain, phrasing(key, *ids) if self._varied else phrasing())
+
+    def phrased(self, chain: ChainView, phrase: Phrase) -> Thought:
+        """The thought of one chain in given phrasings; its slots are ``0`` to ``3``, the hops, and ``brief``."""
         steps = (_hop1(chain, self._words), _hop2(chain), _hop3(chain, self._words), _last(chain))
-        statements = tuple(end_once(phrase(options, slot, str(hop))) for hop, options in enumerate(steps))
-        return Thought(statements, chain.rating_u1, self.name, end_once(brief_thought(chain, slot)))
+        statements = tuple(end_once(phrase(options, str(hop))) for hop, options in enumerate(steps))
+        return Thought(statements, chain.rating_u1, self.name, end_once(brief_thought(chain, phrase)))
 
     def write_many(self, chains: Sequence[ChainView], keys: Sequence[str]) -> list[Thought | None]:
         """The thoughts of many chains."""

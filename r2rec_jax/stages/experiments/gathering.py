@@ -31,7 +31,7 @@ from r2rec_jax.stages.experiments.pooled import (
 )
 
 KEPT = ("seed", "split_seed", "users", "hr@1", "hr@3", "ndcg@3", "mrr", "valid_rate", "truncation_rate",
-        "order_copying_rate", "duplicates_per_answer", "outside_per_answer", "statements_per_answer",
+        "order_copying_rate", "duplicates_per_answer", "outside_per_answer", "statements_per_answer", "true_rate",
         "tokens_per_answer", "seconds_per_user", "dataset", "negatives", "split", "candidates")
 """What a row takes over from the run's result file."""
 

@@ -1,0 +1,92 @@
+"""What is true of a prompt: all that the template says of it, in whatever words, and nothing that it could not say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from r2rec_jax.config import AnswerConfig, DataConfig, PromptConfig, TrainConfig
+from r2rec_jax.prompts.verbalize import item_labels
+from r2rec_jax.stages.prepare import prepare
+from r2rec_jax.stages.prepared import Prepared
+from r2rec_jax.stages.rendering import make_view
+from r2rec_jax.thoughts.target import RankingTarget, write_ranking_target
+from r2rec_jax.thoughts.template import TemplateTeacher
+from r2rec_jax.thoughts.truth import count_true, true_statements
+
+
+@pytest.fixture(scope="module")
+def prepared(ml100k_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    data = DataConfig(path=str(ml100k_dir), eval_users=60, validation_users=10, sft_queries=60, rl_queries=10)
+    return prepare(TrainConfig(data=data), tmp_path_factory.mktemp("truth") / "prepare")
+
+
+def written(prepared: Prepared, number: int, config: PromptConfig, key: str) -> RankingTarget:
+    query = prepared.queries["sft"][number]
+    view = make_view(prepared, query, config)
+    teacher = TemplateTeacher("movies", varied=config.wording == "varied")
+    return write_ranking_target(view, teacher.write_many(view.chains, [key] * len(view.chains)),
+                                query.candidates.index(query.target), [0.0] * len(query.candidates), config, key)
+
+
+def truths(prepared: Prepared, number: int, config: PromptConfig) -> frozenset[str]:
+    return true_statements(make_view(prepared, prepared.queries["sft"][number], config), config)
+
+
+@pytest.mark.parametrize("config", [
+    PromptConfig(), PromptConfig(detail="brief"), PromptConfig(wording="fixed"), PromptConfig(facts=False),
+    PromptConfig(detail="brief", wording="fixed", facts=False, liked=10, order="oldest-first",
+                 answer=AnswerConfig(form="titles", top=3)),
+    PromptConfig(chains=False)], ids=["hops", "brief", "fixed", "no-facts", "tiny", "no-chains"])
+def test_what_the_template_writes_is_true(prepared: Prepared, config: PromptConfig) -> None:
+    for number in range(len(prepared.queries["sft"])):
+        known = truths(prepared, number, config)
+        for key in "abcdef":
+            assert known.issuperset(written(prepared, number, config, key).statements)
+
+
+def test_every_phrasing_is_known_and_nothing_else(prepared: Prepared) -> None:
+    config, number = PromptConfig(detail="brief", chains=False), 3
+    query = prepared.queries["sft"][number]
+    said = {statement for key in map(str, range(400))
+            for statement in written(prepared, number, config, key).statements}
+    known = truths(prepared, number, config)
+    label = item_labels(make_view(prepared, query, config).candidates)[query.candidates.index(query.target)]
+    ours = {statement for statement in known
+            if not statement.startswith(("Among the candidates", "Of all candidates")) or label in statement}
+    assert ours == said
+
+
+def test_invented_statements_are_not_true(prepared: Prepared) -> None:
+    config = PromptConfig(detail="brief", liked=10)
+    other = changed = 0
+    for number in range(20):
+        known = truths(prepared, number, config)
+        for statement in written(prepared, number, config, "k").statements[:-1]:
+            other += statement in truths(prepared, number + 20, config)
+            figure = re.search(r"\d+", statement)
+            if figure:
+                wrong = statement[:figure.start()] + str(int(figure[0]) + 1) + statement[figure.end():]
+                changed += 1
+                assert wrong not in known
+    assert changed > 20 and other <= 5, "hardly a statement holds of another user"
+
+
+def test_counting_in_a_completion(prepared: Prepared) -> None:
+    config = PromptConfig(detail="brief", answer=AnswerConfig(form="titles", top=3))
+    query = prepared.queries["sft"][0]
+    view, known = make_view(prepared, query, config), truths(prepared, 0, config)
+    labels: Sequence[str] = item_labels(view.candidates)
+    target = written(prepared, 0, config, "k")
+    for opened in (False, True):
+        text = target.completion(view, config, opened_think=opened)
+        count = len(target.statements)
+        assert count_true(text, known, labels, opened_think=opened) == (count, count)
+        lied = replace(target, statements=("They never liked anything at all.", *target.statements[1:]))
+        assert count_true(lied.completion(view, config, opened_think=opened), known, labels,
+                          opened_think=opened) == (count, count - 1)
+    assert count_true("<answer>nothing</answer>", known, labels, opened_think=False) == (0, 0)
