@@ -104,6 +104,7 @@ def check_results(found: dict) -> None:
         ("main", "sft+grpo", "swapped"), ("main", "sft+grpo", "none"), ("no-sft", "grpo", "own"),
         ("baselines", "popularity", "own"), ("baselines", "item-knn", "own")}
     assert all(row["users"] == 8 and row["split_seed"] == 0 for row in rows.values())
+    assert all("true_rate" in row for row in rows.values() if row["experiment"] != "baselines")
     assert {(test["system"], test["minus"]) for test in found["significance"]} >= {
         ("sft+grpo", "sft"), ("sft", "pretrained"), ("sft+grpo", "grpo"), ("sft+grpo", "popularity")}
     assert {curve["system"] for curve in found["curves"]} == {"sft+grpo", "grpo"}
