@@ -1,7 +1,7 @@
 """What a prompt shows, with every index resolved to its item or user.
 
-A view holds no fact that its prompt leaves out: whoever writes from it, a teacher above all, can say no more than can
-be read there.
+Without ``prompts.facts`` its items carry title and year alone: whoever writes from a view, a teacher above all, cannot
+speak of facts that the prompt does not show.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def shown_item(item: Item, *, facts: bool) -> Item:
     return item if facts else replace(item, genres=(), details=())
 
 
-def resolve_chain(dataset: Dataset, chain: Chain, *, facts: bool = True) -> ChainView:
+def resolve_chain(dataset: Dataset, chain: Chain, *, facts: bool) -> ChainView:
     """A chain of indices as a chain of records, its items as :func:`shown_item` leaves them."""
     return ChainView(
         user=dataset.users[chain.user_idx],

@@ -19,7 +19,7 @@ Entry = Mapping[str, Any]
 
 METRICS = {"hr@1": "HitRatio@1", "first@1": "first line", "hr@3": "HitRatio@3", "ndcg@3": "NDCG@3"}
 RATES = {"valid_rate": "valid", "outside_per_answer": "outside", "order_copying_rate": "order copied",
-         "true_rate": "true", "tokens_per_answer": "tokens"}
+         "true_rate": "true, verbatim", "tokens_per_answer": "tokens"}
 CHAINS = {"own": "its own", "swapped": "another user's", "none": "none"}
 READABLE = 0.5
 """Below this share of valid answers HitRatio@1 measures the form of an answer."""
@@ -40,8 +40,9 @@ are written by hand.
   answer.
 - **valid**: share of answers that name a candidate. A model that merely learns the form of an answer gains here.
 - **order copied**: share of answers that only repeat the order of the list.
-- **true**: share of reasoning statements that are true of the prompt: what the examples' author could have said of it,
-  word for word (a true statement in other words counts as invented; where it is not known there is a dash).
+- **true, verbatim**: share of reasoning statements, but for the one that names the answer, that the author of the
+  examples could have made of this prompt, word for word. A true statement in other words counts as invented. A dash
+  stands where nobody reasons or nothing was counted.
 - **base** (**pretrained** for a model trained from scratch): the model before either stage. **sft**: after learning
   from written examples (supervised fine-tuning). **sft+grpo**: then trained by rewards on its own answers. **grpo**:
   trained by rewards without the examples. Two rewards are added: R_rank for the place of the true item, R_step for the

@@ -134,7 +134,8 @@ class Exam:
         make_generate: a checkpoint -> how it answers.
         form: of the answers.
         prompts: counts of the prompts, for the result file.
-        truth: answers of all queries -> share of their statements that are true; None where nobody reasons.
+        truth: answers of all queries -> share of their statements that are true; None where they make none, or have
+            learned another teacher's words.
     """
 
     queries: Sequence[EvaluationQuery]
@@ -159,9 +160,10 @@ def make_exam(work: Workspace, config: EvaluateConfig) -> Exam:
         prompts = replace(prompts, chains=False)
     rendered = render_queries(prepared, queries, prompts, work.tokenizer, shown_thoughts(work, queries, prepared))
     known = cache(lambda: _known_truths(rendered, prompts))
+    own_words = work.config.thoughts.teacher == "template"
     return Exam([r.for_evaluation(prepared) for r in rendered], lambda name: make_generate(work, name, config),
                 prompts.answer.form, count_dropped(rendered) | counts,
-                lambda predictions: true_rate(rendered, known(), predictions))
+                lambda predictions: true_rate(rendered, known(), predictions) if own_words else None)
 
 
 def _known_truths(rendered: Sequence[RenderedQuery], config: PromptConfig) -> list[frozenset[str]]:

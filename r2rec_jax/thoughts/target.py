@@ -21,7 +21,6 @@ from r2rec_jax.prompts.templates import Wording, wording
 from r2rec_jax.prompts.verbalize import genre_texts, item_labels, rating_words, title_text
 from r2rec_jax.prompts.views import QueryView
 from r2rec_jax.thoughts.teacher import (
-    REASON,
     Phrase,
     Thought,
     end_once,
@@ -29,6 +28,9 @@ from r2rec_jax.thoughts.teacher import (
     keyed_number,
     phrasing,
 )
+
+CONCLUSIONS = (_FITS, _CLOSEST) = ("Among the candidates,", "Of all candidates,")
+"""How the statement begins that names the answer."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,7 @@ def _statements(
 ) -> tuple[str, ...]:
     name = title_text(view.candidates[target_position]).casefold()
     statements, tastes, taste = before_the_answer(view, thoughts, name, config, phrase, chains_kept)
-    label = item_labels(view.candidates)[target_position]
-    statements.append(conclusion(view, target_position, label, tastes, taste, config, phrase))
+    statements.append(_conclusion(view, target_position, tastes, taste, config, phrase))
     return tuple(dict.fromkeys(map(end_once, statements)))
 
 
@@ -177,13 +178,14 @@ def _taste_genres(items: Sequence[Item]) -> list[str]:
     return [genre for genre, n in ranked if n >= 2] or [genre for genre, _ in ranked[:2]]
 
 
-def conclusion(
-    view: QueryView, position: int, label: str, tastes: Sequence[Item], taste: Sequence[str], config: PromptConfig,
+def _conclusion(
+    view: QueryView, target_position: int, tastes: Sequence[Item], taste: Sequence[str], config: PromptConfig,
     phrase: Phrase,
 ) -> str:
     """The only statement that names the answer, with a reason that is true of the prompt where there is one."""
-    answer = view.candidates[position]
-    number = f" (candidate {position + 1})" if config.answer.form == "numbers" else ""
+    answer = view.candidates[target_position]
+    label = item_labels(view.candidates)[target_position]
+    number = f" (candidate {target_position + 1})" if config.answer.form == "numbers" else ""
     genres = genre_texts(answer)
     shared = [genre for genre in genres if genre in taste]
     overlap = [len(set(genres) & set(genre_texts(item))) for item in tastes]
@@ -192,11 +194,11 @@ def conclusion(
     reason = ""
     if shared:
         reason = phrase([f", as it is {join_words(shared)}", f": it has the {join_words(shared)} they like"],
-                        REASON)
+                        "reason")
     elif nearest is not None:
         common = join_words([genre for genre in genres if genre in genre_texts(nearest)])
         reason = f", sharing {common} with {title_text(nearest)}"
     elif answer.year is not None and any(abs(answer.year - year) <= 5 for year in years):
         reason = f"; like others they liked, it is from around {answer.year}"
-    return phrase([f"Among the candidates, {label}{number} fits best{reason}.",
-                   f"Of all candidates, {label}{number} comes closest{reason}."], "conclusion")
+    return phrase([f"{_FITS} {label}{number} fits best{reason}.", f"{_CLOSEST} {label}{number} comes closest{reason}."],
+                  "conclusion")

@@ -16,8 +16,6 @@ _T = TypeVar("_T")
 
 MOST_PHRASINGS = 5
 """Options of the statement that has most of them."""
-REASON, REASONS = "reason", 2
-"""The slot of the reason that stands within a conclusion, and its most options: a statement with two choices."""
 
 
 @dataclass(frozen=True)
@@ -170,12 +168,17 @@ def phrasing(*key: str) -> Phrase:
     return lambda options, slot: pick(options, *key, slot) if key else options[0]
 
 
-def every_phrasing(most: int = MOST_PHRASINGS) -> list[Phrase]:
-    """Phrasings that between them take every option of a slot that has ``most`` at most, each with every reason."""
-    def nth(number: int, reason: int) -> Phrase:
-        return lambda options, slot: options[(reason if slot == REASON else number) % len(options)]
+def every_phrasing() -> list[Phrase]:
+    """Phrasings that between them take every option of every slot."""
+    def nth(number: int) -> Phrase:
+        def phrase(options: Sequence[str], slot: str) -> str:
+            if len(options) > MOST_PHRASINGS:
+                raise ValueError(f"MOST_PHRASINGS must be >= {len(options)}, the options of {slot!r}; got "
+                                 f"{MOST_PHRASINGS}")
+            return options[number % len(options)]
+        return phrase
 
-    return [nth(number, reason) for number in range(most) for reason in range(REASONS)]
+    return [nth(number) for number in range(MOST_PHRASINGS)]
 
 
 def join_words(words: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from r2rec_jax.config import DataConfig, PromptConfig, TrainConfig
 from r2rec_jax.prompts.answer import parse_completion
 from r2rec_jax.prompts.ranking import render_ranking
+from r2rec_jax.prompts.thought import render_thought, teacher_prompt
 from r2rec_jax.prompts.verbalize import genre_texts, item_labels, title_text
-from r2rec_jax.prompts.views import QueryView
+from r2rec_jax.prompts.views import ChainView, QueryView
 from r2rec_jax.stages.prepare import prepare
 from r2rec_jax.stages.prepared import Prepared
 from r2rec_jax.stages.rendering import make_view
@@ -62,6 +64,16 @@ def check_reason(view: QueryView, conclusion: str, position: int) -> None:
         assert compared[1] in render_ranking(view, PromptConfig()).text
 
 
+def question(chain: ChainView, domain: str) -> str:
+    return render_thought(chain, domain).text
+
+
+def without(titles: Sequence[str], text: str) -> str:
+    for title in titles:
+        text = text.replace(title, "#")
+    return text
+
+
 @pytest.mark.parametrize("detail", ["hops", "brief"])
 def test_without_facts_a_target_says_nothing_that_its_prompt_does_not_show(prepared: Prepared, detail: str) -> None:
     config = PromptConfig(facts=False, detail=detail)  # type: ignore[arg-type]
@@ -76,10 +88,11 @@ def test_without_facts_a_target_says_nothing_that_its_prompt_does_not_show(prepa
                                       query.query_id)
         titles = sorted({title_text(prepared.dataset.items[i]) for i in range(len(prepared.dataset.items))}, key=len)
         prompt = render_ranking(view, config).text
+        shown = [title for title in titles if title in prompt][::-1]
+        for asked in (prompt, *(ask(chain, "movies") for chain in view.chains for ask in (question, teacher_prompt))):
+            assert not named.search(without(shown, asked)), asked
         for statement in target.statements:
-            bare = statement
-            for title in reversed([title for title in titles if title in prompt]):
-                bare = bare.replace(title, "#")
+            bare = without(shown, statement)
             assert not named.search(bare), statement
             years = set(re.findall(r"\b(?:19|20)\d\d\b", bare))
             assert all(year in prompt for year in years if f"{year}s" not in bare), statement

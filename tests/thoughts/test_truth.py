@@ -15,6 +15,7 @@ from r2rec_jax.stages.prepare import prepare
 from r2rec_jax.stages.prepared import Prepared
 from r2rec_jax.stages.rendering import make_view
 from r2rec_jax.thoughts.target import RankingTarget, write_ranking_target
+from r2rec_jax.thoughts.teacher import every_phrasing
 from r2rec_jax.thoughts.template import TemplateTeacher
 from r2rec_jax.thoughts.truth import count_true, true_statements
 
@@ -46,19 +47,21 @@ def test_what_the_template_writes_is_true(prepared: Prepared, config: PromptConf
     for number in range(len(prepared.queries["sft"])):
         known = truths(prepared, number, config)
         for key in "abcdef":
-            assert known.issuperset(written(prepared, number, config, key).statements)
+            *told, conclusion = written(prepared, number, config, key).statements
+            assert known.issuperset(told) and conclusion not in known
 
 
 def test_every_phrasing_is_known_and_nothing_else(prepared: Prepared) -> None:
-    config, number = PromptConfig(detail="brief", chains=False), 3
-    query = prepared.queries["sft"][number]
-    said = {statement for key in map(str, range(400))
-            for statement in written(prepared, number, config, key).statements}
-    known = truths(prepared, number, config)
-    label = item_labels(make_view(prepared, query, config).candidates)[query.candidates.index(query.target)]
-    ours = {statement for statement in known
-            if not statement.startswith(("Among the candidates", "Of all candidates")) or label in statement}
-    assert ours == said
+    for config in (PromptConfig(detail="brief"), PromptConfig()):
+        for number in (3, 4):
+            said = {statement for key in map(str, range(400))
+                    for statement in written(prepared, number, config, key).statements[:-1]}
+            assert truths(prepared, number, config) == said
+
+
+def test_a_statement_with_more_phrasings_than_are_gone_through_is_told() -> None:
+    with pytest.raises(ValueError, match=r"MOST_PHRASINGS must be >= 6, the options of 'years'; got 5"):
+        every_phrasing()[0]("abcdef", "years")
 
 
 def test_invented_statements_are_not_true(prepared: Prepared) -> None:
@@ -82,9 +85,11 @@ def test_counting_in_a_completion(prepared: Prepared) -> None:
     view, known = make_view(prepared, query, config), truths(prepared, 0, config)
     labels: Sequence[str] = item_labels(view.candidates)
     target = written(prepared, 0, config, "k")
+    shown = replace(config, thoughts="prompt")
+    assert truths(prepared, 0, shown) == known, "what stands in the prompt is no less true"
     for opened in (False, True):
         text = target.completion(view, config, opened_think=opened)
-        count = len(target.statements)
+        count = len(target.statements) - 1
         assert count_true(text, known, labels, opened_think=opened) == (count, count)
         lied = replace(target, statements=("They never liked anything at all.", *target.statements[1:]))
         assert count_true(lied.completion(view, config, opened_think=opened), known, labels,
