@@ -1,46 +1,79 @@
-"""The share of true statements, over real prompts and answers."""
+"""The share of true statements, over real prompts, by way of the exam that knows what each prompt shows."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from r2rec_jax.config import AnswerConfig, DataConfig, PromptConfig, TrainConfig
-from r2rec_jax.stages.evaluation import true_rate
+from r2rec_jax.config import AnswerConfig, DataConfig, GraphConfig, PromptConfig, ThoughtsConfig, TrainConfig
+from r2rec_jax.config.output import EvaluateConfig
+from r2rec_jax.stages.evaluation import make_exam
 from r2rec_jax.stages.prepare import prepare
-from r2rec_jax.stages.rendering import make_view, render_queries
+from r2rec_jax.stages.rendering import make_view
 from r2rec_jax.thoughts.target import write_ranking_target
 from r2rec_jax.thoughts.template import TemplateTeacher
-from r2rec_jax.thoughts.truth import true_statements
 from r2rec_jax.tokens.bpe import train_tokenizer
 
+PROMPTS = PromptConfig(detail="brief", facts=False, liked=10, answer=AnswerConfig(form="titles", top=3),
+                       max_tokens=10**5)
+Chains = Literal["own", "swapped", "none"]
 
-def test_targets_are_true_and_swapped_ones_hardly(ml100k_dir: Path, tmp_path: Path) -> None:
-    data = DataConfig(path=str(ml100k_dir), eval_users=60, validation_users=10, sft_queries=30, rl_queries=10)
-    prepared = prepare(TrainConfig(data=data), tmp_path / "prepare")
-    config = PromptConfig(detail="brief", facts=False, liked=10, answer=AnswerConfig(form="titles", top=3))
-    queries = prepared.queries["sft"]
-    tokenizer = train_tokenizer(["Rank 20 candidate movies for the target user."], 400, tmp_path / "tokenizer")
-    rendered = render_queries(prepared, queries, replace(config, max_tokens=10**5), tokenizer)
-    known = [true_statements(r.view, config, len(r.chains)) for r in rendered]
-    teacher = TemplateTeacher("movies")
-    answers: list[Any] = []
-    for query in queries:
-        view = make_view(prepared, query, config)
+
+@pytest.fixture
+def work(ml100k_dir: Path, tmp_path: Path) -> Any:
+    """As much of a run as an exam asks for."""
+    config = TrainConfig(data=DataConfig(path=str(ml100k_dir), eval_users=30, validation_users=10, sft_queries=30,
+                                         rl_queries=10), graph=GraphConfig(chains=3), prompts=PROMPTS)
+    return SimpleNamespace(
+        config=config, prepared=prepare(config, tmp_path / "prepare"),
+        tokenizer=train_tokenizer(["Rank 20 candidate movies for the target user."], 400, tmp_path / "tokenizer"))
+
+
+def answers_of(work: Any, kept: int = 3) -> list[Any]:
+    """What the template writes of the test queries, the last ``kept`` chains shown."""
+    teacher, found = TemplateTeacher("movies"), []
+    for query in work.prepared.queries["test"]:
+        view = make_view(work.prepared, query, PROMPTS)
         target = write_ranking_target(view, teacher.write_many(view.chains, ["k"] * len(view.chains)),
-                                      query.candidates.index(query.target), [0.0] * 20, config, query.query_id)
-        answers.append(SimpleNamespace(output=target.completion(view, config, opened_think=False)))
-    assert true_rate(rendered, known, answers) == 1
-    swapped = true_rate(rendered, known, [*answers[1:], answers[0]])
-    assert swapped is not None and 0 < swapped < 0.3
-    assert true_rate(rendered, known, [without_thought(answer) for answer in answers]) is None
+                                      query.candidates.index(query.target), [0.0] * 20, PROMPTS, query.query_id, kept)
+        found.append(SimpleNamespace(output=target.completion(view, PROMPTS, opened_think=False)))
+    return found
+
+
+def truth(work: Any, answers: list[Any], chains: Chains = "own") -> float | None:
+    return make_exam(work, EvaluateConfig(chains=chains)).truth(answers)
+
+
+def test_what_the_prompt_shows_is_true(work: Any) -> None:
+    answers = answers_of(work)
+    assert truth(work, answers) == 1
+    foreign = truth(work, [*answers[1:], answers[0]])
+    assert foreign is not None and 0 < foreign < 0.3
+    assert truth(work, [SimpleNamespace(output=answer.output.split("</think>")[1]) for answer in answers]) is None
     with pytest.raises(ValueError, match="zip"):
-        true_rate(rendered, known, answers[1:])
+        truth(work, answers[1:])
 
 
-def without_thought(answer: Any) -> Any:
-    return SimpleNamespace(output=answer.output.split("</think>")[1])
+def test_a_chain_is_spoken_of_where_it_is_shown_only(work: Any) -> None:
+    answers, none = answers_of(work), answers_of(work, kept=0)
+    assert truth(work, none, "none") == 1
+    for chains in ("none", "swapped"):
+        share = truth(work, answers, chains)
+        assert share is not None and 0.2 < share < 0.8, "likes are the same, chains are not"
+    lengths = [len(query.prompt_ids) for query in make_exam(work, EvaluateConfig()).queries]
+    bare = [len(query.prompt_ids) for query in make_exam(work, EvaluateConfig(chains="none")).queries]
+    work.config = replace(work.config, prompts=replace(PROMPTS, max_tokens=max(bare) + (min(lengths) - max(bare)) // 2))
+    shortened = make_exam(work, EvaluateConfig())
+    assert shortened.prompts["dropped_chains"] > 30
+    share = shortened.truth(answers)
+    assert share is not None and share < 0.9, "nor where it did not fit"
+
+
+def test_other_teachers_have_other_words(work: Any) -> None:
+    answers = answers_of(work)
+    work.config = replace(work.config, thoughts=ThoughtsConfig(teacher="local"))
+    assert truth(work, answers) is None
