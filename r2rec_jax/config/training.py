@@ -81,6 +81,8 @@ class SftConfig:
             of it, in multiples of 64.
         log_every: updates between metric rows.
         checkpoint_every: updates between checkpoints.
+        steps: stop after this many updates; null runs all epochs. A few examples of many, for a policy that GRPO is to
+            train on more queries.
     """
 
     epochs: int = 10
@@ -96,8 +98,10 @@ class SftConfig:
     buckets: Sequence[int] = ()
     log_every: int = 1
     checkpoint_every: int = 50
+    steps: int | None = None
 
     def __post_init__(self) -> None:
+        check(self.steps is None or self.steps >= 1, "sft.steps", ">= 1 or null", self.steps)
         for name in ("epochs", "batch_size", "micro_batch", "max_completion", "log_every", "checkpoint_every"):
             check(getattr(self, name) >= 1, f"sft.{name}", ">= 1", getattr(self, name))
         check(self.batch_size % self.micro_batch == 0, "sft.batch_size", "a multiple of sft.micro_batch",

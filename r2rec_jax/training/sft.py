@@ -92,9 +92,10 @@ def train_sft(
                              f"{len(example.completion_ids)} in example {example.example_id!r}; raise the limit")
     shapes = row_shapes(examples, config.buckets)
     loader = make_loader(examples, config.batch_size, config.epochs, seed)
-    settings = (config.lr, config.schedule, config.warmup, len(loader))
+    total = min(len(loader), config.steps or len(loader))
+    settings = (config.lr, config.schedule, config.warmup, total)
     optimizer, schedule = make_optimizer(*settings, config.weight_decay, config.max_grad_norm), make_schedule(*settings)
-    session = Session("sft", place(init_state(lora, optimizer), model.mesh), loader, len(loader),
+    session = Session("sft", place(init_state(lora, optimizer), model.mesh), loader, total,
                       checkpoints=checkpoints, metrics=metrics, checkpoint_every=config.checkpoint_every,
                       log_every=config.log_every)
     with session:
