@@ -58,6 +58,10 @@ def builds_on(config: TrainConfig, stage: str) -> tuple[str, ...]:
 WITHOUT_EFFECT = {"data": DATA_PLACES, "thoughts": ("store",), "thoughts.endpoint": OPERATIONAL}
 """Settings that say where something lies or how it is reached, not what it is: they do not enter a key."""
 
+LATER: dict[str, Any] = {"sft.steps": None}
+"""Settings that came when run folders were in use already, and the value that does what was done before: with it they do
+not enter a key, and what an earlier version has finished stays finished."""
+
 FREE = ("evaluate", "export")
 
 
@@ -71,6 +75,8 @@ def read_settings(plain: dict[str, Any], stage: str) -> dict[str, Any]:
             continue
         skip = WITHOUT_EFFECT.get(section, ())
         for name, inner in value.items():
+            if f"{section}.{name}" in LATER and inner == LATER[f"{section}.{name}"]:
+                continue
             if name in skip or (section == "thoughts" and name == "endpoint" and value["teacher"] != "endpoint"):
                 continue
             inner_skip = WITHOUT_EFFECT.get(f"{section}.{name}", ())

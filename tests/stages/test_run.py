@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from r2rec_jax.config import STAGES, GrpoConfig, SftConfig, TrainConfig
+from r2rec_jax.config import STAGES, GrpoConfig, SftConfig, TrainConfig, as_plain
 from r2rec_jax.files import write_json
-from r2rec_jax.stages.run import RunFolder, config_from_plain, stage_key
+from r2rec_jax.stages.run import LATER, READS, RunFolder, config_from_plain, read_settings, stage_key
 
 
 def config(tmp_path: Path, **changes) -> TrainConfig:
@@ -76,6 +76,20 @@ def test_a_key_covers_the_stages_below(tmp_path):
     other = replace(c, data=replace(c.data, candidates=10, eval_users=8, validation_users=1),
                     prompts=replace(c.prompts, answer=replace(c.prompts.answer, top=5)))
     assert all(stage_key(c, s) != stage_key(other, s) for s in STAGES)
+
+
+def test_settings_that_came_later_do_not_undo_what_was_finished_before(tmp_path):
+    now = as_plain(config(tmp_path))
+    for name, value in LATER.items():
+        section, field = name.split(".")
+        assert now[section][field] == value, "the default does what was done before"
+        before = {key: inner for key, inner in now[section].items() if key != field}
+        stage = next(stage for stage, sections in READS.items() if section in sections)
+        assert read_settings({**now, section: before}, stage) == read_settings(now, stage)
+        assert read_settings({**now, section: {**before, field: 7}}, stage)[name] == 7
+    finish(open_run(config(tmp_path)), "prepare", "thoughts", "pretrain", "sft")
+    with pytest.raises(ValueError, match=r"sft\.steps \(was None, now 7\)"):
+        open_run(config(tmp_path, sft=SftConfig(steps=7)))
 
 
 def test_grpo_without_sft_does_not_build_on_it(tmp_path):

@@ -115,6 +115,14 @@ def test_eight_examples_are_learnt_by_heart(tiny, make_examples, trees_equal):
     assert (trained.steps, trained.skipped) == (80, 0)
 
 
+def test_it_stops_after_its_steps_at_the_end_of_its_schedule(tiny, make_examples, tmp_path, checkpoints):
+    rows = run(tiny, make_examples(8, seed=5), tmp_path, checkpoints, "short", dataclasses.replace(
+        CONFIG, steps=3, lr=1e-2, warmup=0.0, schedule="linear"))[2]
+    assert [row["lr"] for row in rows] == pytest.approx([1e-2, 2e-2 / 3, 1e-2 / 3])
+    longer = dataclasses.replace(CONFIG, steps=10**6)
+    assert len(run(tiny, make_examples(8, seed=5), tmp_path, checkpoints, "whole", longer)[2]) == 6
+
+
 def test_the_adapter_is_no_constant_of_the_compiled_step(tiny, make_examples):
     model, lora = tiny
     examples = make_examples(4, seed=6)
