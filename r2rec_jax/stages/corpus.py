@@ -27,7 +27,7 @@ from r2rec_jax.prompts.templates import wording
 from r2rec_jax.prompts.thought import render_thought, render_thought_completion
 from r2rec_jax.prompts.verbalize import candidate_texts, item_labels, item_name, item_text
 from r2rec_jax.stages.prepared import Prepared
-from r2rec_jax.stages.rendering import distinct_chains, render_queries
+from r2rec_jax.stages.rendering import render_queries
 from r2rec_jax.stages.thinking import read_examples, shown_thoughts, write_thoughts
 from r2rec_jax.stages.workspace import Workspace
 from r2rec_jax.training.pretrain import Text
@@ -216,14 +216,10 @@ def _choice(prepared: Prepared, target: int, others: NDArray[np.integer], rng: n
 
 def _thoughts(work: Workspace) -> Iterator[tuple[str, str]]:
     """Rating questions on all chains of the SFT queries, with their answers."""
-    queries = work.prepared.queries["sft"]
-    written = write_thoughts(work, queries)
+    written = write_thoughts(work, work.prepared.queries["sft"])
     opened = work.tokenizer.chat("").opened_think
-    prompts = work.config.prompts
-    domain = prompts.template(work.prepared.dataset.domain)
-    for chain in dict.fromkeys(c for query in queries
-                               for c in distinct_chains(work.prepared, query, facts=prompts.facts)):
-        thought = written[chain]
+    domain = work.config.prompts.template(work.prepared.dataset.domain)
+    for chain, thought in written.items():
         if thought is not None:
             yield (render_thought(chain, domain).text,
                    render_thought_completion(thought.statements, thought.rating, opened_think=opened))

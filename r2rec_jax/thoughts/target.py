@@ -85,7 +85,7 @@ def write_ranking_target(
     order = (target_position, *others)[:config.answer.top]
     if config.thoughts == "none":
         return RankingTarget((), order)
-    phrase = phrasing(key) if config.wording == "varied" else phrasing()
+    phrase = phrasing(key, varied=config.wording == "varied")
     return RankingTarget(_statements(view, thoughts, target_position, config, phrase, chains_kept), order)
 
 

@@ -163,9 +163,9 @@ Phrase = Callable[[Sequence[str], str], str]
 """``phrase(options, slot)``: one of the phrasings of the statement that stands at a slot of a thought."""
 
 
-def phrasing(*key: str) -> Phrase:
-    """Phrasings by :func:`keyed_number` of key and slot; without a key always the first."""
-    return lambda options, slot: pick(options, *key, slot) if key else options[0]
+def phrasing(*key: str, varied: bool) -> Phrase:
+    """Phrasings by :func:`keyed_number` of key and slot, or always the first."""
+    return lambda options, slot: pick(options, *key, slot) if varied else options[0]
 
 
 def every_phrasing() -> list[Phrase]:

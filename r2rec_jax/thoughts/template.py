@@ -233,7 +233,7 @@ class TemplateTeacher(BatchTeacher):
     def write(self, chain: ChainView, key: str) -> Thought:
         """The thought of one chain; ``key`` and the chain's ids choose among the phrasings, where they vary."""
         ids = (chain.user.user_id, chain.item0.item_id, chain.neighbour.user_id, chain.item1.item_id)
-        return self.phrased(chain, phrasing(key, *ids) if self._varied else phrasing())
+        return self.phrased(chain, phrasing(key, *ids, varied=self._varied))
 
     def phrased(self, chain: ChainView, phrase: Phrase) -> Thought:
         """The thought of one chain in given phrasings; its slots are ``0`` to ``3``, the hops, and ``brief``."""
