@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 STAGES = ("prepare", "thoughts", "pretrain", "sft", "grpo", "evaluate", "export")
-"""The stages of a run, in order. ``pretrain`` runs only with the ``tiny`` backbone."""
+"""The stages of a run, in order. ``pretrain`` has something to do for ``tiny`` and with ``pretrain.adapt``."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,11 @@ class TrainConfig:
                "<= data.candidates", self.prompts.answer.top)
         check(not (self.grpo.start == "base" and self.grpo.reference == "sft"), "grpo.reference",
                "'base' when grpo.start is 'base'", self.grpo.reference, "there is no SFT adapter to compare with")
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether the backbone is of the run's own pretraining: ``tiny``, or a pretrained one that is adapted."""
+        return self.backbone.source == "tiny" or self.pretrain.adapt
 
 
 def as_plain(config: Any) -> Any:

@@ -16,8 +16,9 @@ class MixConfig:
 
     Attributes:
         histories: what users liked, in the order in which they liked it.
-        choices: the same, and before some likes a list of items of which it is one. Their first third are bare lists
-            that are repeated, before anything else is read: copying has to be learned before choosing can be.
+        choices: the same, and before some likes a list of items of which it is one. For ``tiny`` their first third are
+            bare lists that are repeated, before anything else is read: copying has to be learned before choosing can
+            be. A pretrained backbone can copy.
         thoughts: rating questions on the chains of SFT queries, with the teacher's thoughts.
         prompts: ranking prompts of SFT and RL queries, without an answer.
         examples: the SFT examples, prompt and completion.
@@ -37,9 +38,12 @@ class MixConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Next-token training of the ``tiny`` backbone, all parameters.
+    """Next-token training of a backbone, all parameters: of ``tiny``, and of a pretrained one where ``adapt`` says so.
 
     Attributes:
+        adapt: train a pretrained backbone further on the same texts before it gets its adapter (domain-adaptive
+            pretraining, Gururangan et al., 2020, https://arxiv.org/abs/2004.10964; *extension*). Adapters then belong
+            to the run's own ``pretrain/backbone``. ``tiny`` is always trained.
         steps: optimiser steps.
         batch_size: rows a step.
         max_tokens: row length in tokens; texts are packed end to end.
@@ -48,6 +52,7 @@ class PretrainConfig:
         mix: what is read: ``steps`` x ``batch_size`` x ``max_tokens`` tokens in these shares.
     """
 
+    adapt: bool = False
     steps: int = 400
     batch_size: int = 8
     max_tokens: int = 512

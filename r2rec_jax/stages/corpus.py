@@ -1,4 +1,4 @@
-"""What the ``tiny`` backbone is pretrained on: the text of the training side of the data, and nothing of any held-out
+"""What a backbone is pretrained on: the text of the training side of the data, and nothing of any held-out
 event.
 
 Kinds of text, with begin and end tokens, in the shares of ``pretrain.mix``. A kind is gone through again and again,
@@ -6,9 +6,10 @@ in a new order and with new draws each time, until it has its share of the token
 prompt is a thin signal for a model that starts from nothing: histories and choices say something with every item.
 What is drawn at random or given (the lists of choices, the prompts of thoughts and examples) is read but not trained.
 
-To choose from a list takes copying out of it. A model of this size that reads choices and histories from the start has
-not learned to copy after a million tokens; after some hundred updates on bare lists it soon does (ARCHITECTURE.md). So
-the corpus is a curriculum: bare lists, lists as answers write them, everything else.
+To choose from a list takes copying out of it. The ``tiny`` backbone, which reads choices and histories from the start,
+has not learned to copy after a million tokens; after some hundred updates on bare lists it soon does (ARCHITECTURE.md).
+So its corpus is a curriculum: bare lists, lists as answers write them, everything else. A pretrained backbone can copy,
+and goes through everything at once.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def pretraining_texts(work: Workspace) -> list[list[Text]]:
     shares = {kind: share for kind, share in asdict(c.mix).items() if share}
     scale = c.steps * c.batch_size * c.max_tokens / sum(shares.values())
     plan = [[(kind, share * scale) for kind, share in shares.items()]]
-    if "choices" in shares:
+    if work.is_tiny and "choices" in shares:
         choices = shares["choices"] * scale
         rest = [(kind, tokens * (1 - BARE - LISTED) if kind == "choices" else tokens) for kind, tokens in plan[0]]
         plan = [[("bare lists", choices * BARE)], [("bare lists", choices * LISTED / 4),

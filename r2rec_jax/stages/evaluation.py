@@ -54,9 +54,10 @@ CHECKPOINTS = {"base": "base", "sft": "sft", "sft+grpo": "grpo"}
 
 
 def system_name(work: Workspace, checkpoint: str) -> str:
-    """How tables call a checkpoint: an untrained ``tiny`` policy is ``pretrained``, GRPO without SFT is ``grpo``."""
+    """How tables call a checkpoint: the policy before SFT is ``pretrained`` where the run trained its backbone, GRPO
+    without SFT is ``grpo``."""
     if checkpoint == "base":
-        return "pretrained" if work.is_tiny else "base"
+        return "pretrained" if work.config.trains_backbone else "base"
     if checkpoint == "grpo":
         return "sft+grpo" if work.config.grpo.start == "sft" else "grpo"
     return checkpoint

@@ -1,4 +1,4 @@
-"""The stages that train: pretrain (``tiny`` only), sft and grpo. They connect files, prompts and rewards to the loops
+"""The stages that train: pretrain, sft and grpo. They connect files, prompts and rewards to the loops
 in ``training``, which know tokens and arrays alone. Every process of a run calls them; process 0 alone writes.
 
 Each leaves ``<run>/<stage>/checkpoints`` to resume from and its product beside them: ``backbone/`` (an HF folder) or
@@ -43,24 +43,29 @@ from r2rec_jax.training.state import stream_key
 
 
 def pretrain_stage(work: Workspace) -> dict[str, Any]:
-    """Train the ``tiny`` backbone from scratch; nothing to do for a pretrained one."""
-    if not work.is_tiny:
-        return {"note": f"backbone {work.config.backbone.source} is pretrained"}
+    """Train the ``tiny`` backbone from scratch, or a pretrained one further; nothing to do for one taken as it is."""
     c, tokenizer, folder = work.config, work.tokenizer, work.run.folder("pretrain")
-    hf = tiny_hf_config(c.backbone.tiny, vocab_size=tokenizer.vocab_size, bos_id=tokenizer.bos_id,
-                        eos_id=tokenizer.end_id, pad_id=tokenizer.pad_id)
-    fresh = rescaled(random_backbone(hf, c.lora, c.backbone.dtype, seed=c.train_seed, source="tiny"))
+    if not c.trains_backbone:
+        return {"note": f"backbone {c.backbone.source} is pretrained"}
+    start = _untrained(work) if work.is_tiny else work.load_source()
     phases = pretraining_texts(work)
     trained = train_pretrain(
-        _frozen(work, fresh), fresh.lora, phases, c.pretrain, seed=c.train_seed, pad_id=tokenizer.pad_id,
-        checkpoints=_checkpoints(work, "pretrain", fresh, None), metrics=_metrics(work, "pretrain"))
-    backbone = with_base(fresh, to_host(trained.params), "tiny")
+        _frozen(work, start), start.lora, phases, c.pretrain, seed=c.train_seed, pad_id=tokenizer.pad_id,
+        checkpoints=_checkpoints(work, "pretrain", start, None), metrics=_metrics(work, "pretrain"))
+    backbone = with_base(start, to_host(trained.params), c.backbone.source)
     _replace(folder / "backbone", lambda out: save_merged(backbone, None, out, tokenizer.save))
     parameters = sum(int(np.prod(x.shape)) for x in _leaves(backbone.base))
     texts = [text for phase in phases for text in phase]
     return {"parameters": parameters, "texts": len(texts), "tokens": sum(len(text.ids) for text in texts),
             "trained_tokens": sum(sum(text.trained) for text in texts), "steps": trained.steps,
             "skipped": trained.skipped, "base_sha256": backbone.sha256}
+
+
+def _untrained(work: Workspace) -> Backbone:
+    c, tokenizer = work.config, work.tokenizer
+    hf = tiny_hf_config(c.backbone.tiny, vocab_size=tokenizer.vocab_size, bos_id=tokenizer.bos_id,
+                        eos_id=tokenizer.end_id, pad_id=tokenizer.pad_id)
+    return rescaled(random_backbone(hf, c.lora, c.backbone.dtype, seed=c.train_seed, source="tiny"))
 
 
 def sft_stage(work: Workspace) -> dict[str, Any]:

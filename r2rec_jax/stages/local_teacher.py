@@ -27,7 +27,7 @@ def make_local_teacher(work: Workspace, domain: str) -> LocalTeacher:
     tokenizer = work.source_tokenizer()
     from r2rec_jax.sampling.decoder import Decoder
 
-    backbone = work.backbone
+    backbone = work.load_source() if work.config.pretrain.adapt else work.backbone
     decoder = Decoder(backbone.graphdef, backbone.config, tokenizer.end_ids, tokenizer.pad_id,
                       attention=work.config.backbone.attention, mesh=work.mesh)
     key = jax.random.fold_in(jax.random.key(work.config.train_seed), _number("local teacher"))

@@ -58,7 +58,7 @@ def _take(run: RunFolder, stage: str, other: Path) -> bool:
     if entry is None or entry["key"] != stage_key(run.config, stage) or not _same_below(run, stage, other):
         return False
     source = other / stage
-    if not source.is_dir() and not (stage == "pretrain" and run.config.backbone.source != "tiny"):
+    if not source.is_dir() and not (stage == "pretrain" and not run.config.trains_backbone):
         say(f"reuse: {source} is missing, {stage} is not taken from {other}")
         return False
     run.claim(stage)

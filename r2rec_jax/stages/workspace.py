@@ -116,7 +116,19 @@ class Workspace:
         """The frozen model with full weights: the run's own, or loaded once more when that is quantised."""
         return self.backbone if self.config.backbone.quantize == "none" else self._load("none")
 
+    def load_source(self) -> Backbone:
+        """The pretrained backbone as it comes, with full weights: what ``pretrain.adapt`` starts from."""
+        c = self.config
+        return self._load_from(backbone_path(c.backbone.source, c.data.cache_dir), "none")
+
     def _load(self, quantize: Quantize) -> Backbone:
+        c = self.config
+        if not c.trains_backbone:
+            return self._load_from(backbone_path(c.backbone.source, c.data.cache_dir), quantize)
+        self.run.result("pretrain")
+        return self._load_from(self.run.folder("pretrain") / "backbone", quantize)
+
+    def _load_from(self, path: str | Path, quantize: Quantize) -> Backbone:
         from r2rec_jax.models.attention import check_backend
         from r2rec_jax.models.backbone import resolve_dtype
         from r2rec_jax.models.huggingface import load_backbone
@@ -124,11 +136,6 @@ class Workspace:
 
         c = self.config
         check_backend(c.backbone.attention, resolve_dtype(c.backbone.dtype))
-        if self.is_tiny:
-            self.run.result("pretrain")
-            path: str | Path = self.run.folder("pretrain") / "backbone"
-        else:
-            path = backbone_path(c.backbone.source, c.data.cache_dir)
         loaded = load_backbone(path, c.lora, c.backbone.dtype, quantize=quantize, mesh=self.mesh)
         return replace(loaded, lora=place(loaded.lora, self.mesh))
 

@@ -1,9 +1,10 @@
-"""Next-token training of a whole backbone (the ``tiny`` one): every parameter, no adapter.
+"""Next-token training of a whole backbone: every parameter, no adapter.
 
 Texts are packed into rows of ``max_tokens`` in an order drawn from the seed; a text is a segment of its own, so that
 nothing is predicted from another text. Only texts longer than a row are cut, and each part then stands for itself. The
 paper has no such stage: it starts from a chat model. This one gives tests and laptops a model of a few million
-parameters that has seen the language of the prompts.
+parameters that has seen the language of the prompts, and tells a pretrained one who likes what (domain-adaptive
+pretraining, Gururangan et al., 2020, https://arxiv.org/abs/2004.10964).
 """
 
 from __future__ import annotations

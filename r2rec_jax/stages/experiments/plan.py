@@ -220,7 +220,7 @@ def _resolve(asked: ExperimentList, experiment: Experiment, seed: int, run_dir: 
 def _checkpoint(experiment: Experiment, config: TrainConfig, system: str) -> str:
     final = "sft+grpo" if config.grpo.start == "sft" else "grpo"
     names = {"base": "base", "pretrained": "base", "sft": "sft", final: "grpo"}
-    if system not in names or (system == "pretrained" and config.backbone.source != "tiny"):
+    if system not in names or (system == "pretrained" and not config.trains_backbone):
         raise BadInput(f"experiment {experiment.name}: systems must be among {', '.join(names)} with grpo.start "
                        f"{config.grpo.start} and backbone {config.backbone.source}; got {system}")
     return names[system]
