@@ -87,9 +87,7 @@ def _until(one_pass: Pass, tokens: float, rng: np.random.Generator, kind: str) -
 def _passes(work: Workspace, kind: str) -> Pass:
     tokenizer, prepared = work.tokenizer, work.prepared
 
-    begin = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
-
-    def ended(*parts: Part, before: Sequence[int] = begin) -> Text:
+    def ended(*parts: Part, before: Sequence[int] = tokenizer.document_start) -> Text:
         ids = [tokenizer.encode_completion(text) for text, _ in parts]
         trained = [wanted for (_, wanted), part in zip(parts, ids, strict=True) for _ in part]
         return Text((*before, *(token for part in ids for token in part), tokenizer.end_id),

@@ -83,8 +83,7 @@ def begin(tokenizer: Tokenizer, text: str) -> Tokens:
 
     The empty text is the begin token alone; where a tokenizer has none it is the end token, which stands between texts.
     """
-    opening = tokenizer.encode_document("")[:1]
-    ids = (*(opening if opening == [tokenizer.bos_id] else ()), *tokenizer.encode(text))
+    ids = (*tokenizer.document_start, *tokenizer.encode(text))
     return ids or (tokenizer.end_id if tokenizer.bos_id is None else tokenizer.bos_id,)
 
 

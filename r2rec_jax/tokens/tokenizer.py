@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -124,6 +125,15 @@ class Tokenizer:
         Everything else is encoded as untrusted text, so a completion cannot end itself or open a turn.
         """
         return self._encode_items(self._split(_clean(text), self._markup), goes_on=True)
+
+    @cached_property
+    def document_start(self) -> tuple[int, ...]:
+        """What stands before a document: the begin token where the tokenizer puts one there, else nothing.
+
+        SmolLM2-135M-Instruct names ``<|im_start|>``, which opens turns, as its begin token, and puts nothing there.
+        """
+        opening = self.encode_document("")[:1]
+        return tuple(opening) if opening == [self.bos_id] else ()
 
     def encode_document(self, text: str) -> list[int]:
         """Ids of a whole text as transformers gives them: special tokens recognised, beginning token added."""

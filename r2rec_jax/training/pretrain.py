@@ -34,6 +34,7 @@ from r2rec_jax.training.updates import LossFn, Updates
 
 WARMUP, FINAL_LR, WEIGHT_DECAY, MAX_GRAD_NORM = 0.05, 0.1, 0.01, 1.0
 PACKED_TOGETHER = 256
+SUMS = ("tokens",)
 
 
 def make_pretrain_loss(model: FrozenModel) -> LossFn:
@@ -144,13 +145,14 @@ def train_pretrain(
     settings = (config.lr, "cosine", WARMUP, config.steps)
     optimizer = make_optimizer(*settings, WEIGHT_DECAY, MAX_GRAD_NORM, FINAL_LR)
     schedule = make_schedule(*settings, FINAL_LR)
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32), model.base)
-    session = Session("pretrain", place(init_state(wide, optimizer), model.mesh), loader, config.steps,
+    state = init_state(jax.tree.map(lambda x: x.astype(jnp.float32), model.base), optimizer)
+    session = Session("pretrain", place(state, model.mesh), loader, config.steps,
                       checkpoints=checkpoints, metrics=metrics, checkpoint_every=config.checkpoint_every)
+    del state  # of a large model there must not be two
     zero_lora = place(zero_lora, model.mesh)
     held = -(-config.batch_size // model.row_shards) * model.row_shards
     with session:
-        updates = Updates(make_pretrain_loss(model), ("tokens",), optimizer, session.report, mesh=model.mesh)
+        updates = Updates(make_pretrain_loss(model), SUMS, optimizer, session.report, mesh=model.mesh)
         for step in session.steps():
             batch = row_batch(next(loader), held, config.max_tokens, pad_id)
             scale = np.asarray(1 / max(float(batch.target_weights.sum()), 1.0), np.float32)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from r2rec_jax.config import BackboneConfig, GrpoConfig, SftConfig, TrainConfig
+from r2rec_jax.config import BackboneConfig, GrpoConfig, PretrainConfig, SftConfig, TrainConfig
 from r2rec_jax.config.parallel import ParallelConfig
 from r2rec_jax.models.shapes import DEEPSEEK_8B, KNOWN
 from r2rec_jax.stages.memory import formula
@@ -56,6 +56,17 @@ def test_int8_halves_the_linears_and_a_mesh_divides_everything() -> None:
     assert spread.peak < full.peak / 3
 
 
+def test_a_backbone_that_is_trained_further_is_held_whole_in_float32() -> None:
+    """Weights, two moments and two gradients of every parameter; from the full weights, whatever is used afterwards."""
+    assert not any(phase.name.startswith("pretrain") for phase in plan(BIG).phases)
+    found = plan(replace(BIG, pretrain=PretrainConfig(adapt=True),
+                         backbone=replace(BIG.backbone, quantize="int8")))
+    assert part(found, "pretrain", "weights") == 2 * found.parameters
+    assert part(found, "pretrain", "trained weights") == 4 * found.parameters
+    assert part(found, "pretrain", "optimiser") == part(found, "pretrain", "gradients") == 8 * found.parameters
+    assert found.peak == next(p for p in found.phases if p.name.startswith("pretrain")).peak and not found.fits("h200")
+
+
 def test_fit_is_against_what_a_device_has() -> None:
     found = plan(BIG)
     assert {name for name in DEVICES if found.fits(name)} == {
@@ -64,7 +75,7 @@ def test_fit_is_against_what_a_device_has() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "remat"), [("sft", "off"), ("sft", "on"), ("grpo", "off")])
+@pytest.mark.parametrize(("stage", "remat"), [("sft", "off"), ("sft", "on"), ("grpo", "off"), ("pretrain", "off")])
 def test_the_formula_is_near_the_compiled_program(stage: str, remat: str) -> None:
     """In float32 on a CPU, where both can be had, at a shape with Llama's proportions."""
     hf = {**KNOWN[DEEPSEEK_8B], "hidden_size": 256, "intermediate_size": 896, "num_hidden_layers": 12,
@@ -73,8 +84,8 @@ def test_the_formula_is_near_the_compiled_program(stage: str, remat: str) -> Non
     shapes = formula.make_shapes(hf, config, ONE, on_cpu=True)
     row = RowShape(1024, 512)
     compiled = gradient_temporaries(shapes, config, stage, row, 2)
-    lora = formula.device_bytes(shapes.lora, ONE)
-    estimated = sum(formula.training_temporaries(shapes, row, 2, remat == "on").values()) + lora
+    gradient = formula.device_bytes(formula.wide_base(shapes) if stage == "pretrain" else shapes.lora, ONE)
+    estimated = sum(formula.training_temporaries(shapes, row, 2, remat == "on").values()) + gradient
     assert 0.85 < estimated / compiled < 1.15
 
 

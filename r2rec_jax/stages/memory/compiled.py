@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from r2rec_jax.config import TrainConfig
-from r2rec_jax.stages.memory.formula import Shapes, recomputes
+from r2rec_jax.stages.memory.formula import Shapes, recomputes, wide_base
 from r2rec_jax.tokens.examples import Batch
 from r2rec_jax.training.grpo import SUMS as GRPO_SUMS
 from r2rec_jax.training.grpo import make_grpo_loss
 from r2rec_jax.training.policy import FrozenModel
+from r2rec_jax.training.pretrain import SUMS as PRETRAIN_SUMS
+from r2rec_jax.training.pretrain import make_pretrain_loss
 from r2rec_jax.training.rollouts import GroupBatch
 from r2rec_jax.training.rows import RowShape
 from r2rec_jax.training.sft import SUMS as SFT_SUMS
@@ -38,7 +40,7 @@ def gradient_temporaries(shapes: Shapes, config: TrainConfig, stage: str, row: R
     Args:
         shapes: of the model, on one device.
         config: the run's.
-        stage: ``sft`` or ``grpo``.
+        stage: ``pretrain``, ``sft`` or ``grpo``.
         row: T and C.
         rows: B.
     """
@@ -59,7 +61,10 @@ def gradient_program(model: FrozenModel, shapes: Shapes, config: TrainConfig, st
     batch = abstract_batch(rows, row)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     column = jax.ShapeDtypeStruct((rows, row.targets), jnp.float32)
-    if stage == "sft":
+    trained, frozen = (wide_base(shapes), shapes.lora) if stage == "pretrain" else (shapes.lora, shapes.base)
+    if stage == "pretrain":
+        loss, sums, inputs = make_pretrain_loss(model), PRETRAIN_SUMS, (batch, number)
+    elif stage == "sft":
         loss, sums, inputs = make_sft_loss(model), SFT_SUMS, (batch, number)
     else:
         arrays: dict[str, Any] = dict.fromkeys(("advantages", "weights", "sampled"), column)
@@ -68,10 +73,10 @@ def gradient_program(model: FrozenModel, shapes: Shapes, config: TrainConfig, st
                                                    ("old", config.grpo.iterations > 1)) if used}
         group = GroupBatch(batch, **arrays)
         loss, sums, inputs = make_grpo_loss(model, config.grpo), GRPO_SUMS, (group,)
-    total = {"grads": shapes.lora, **{name: number for name in ("loss", *sums)}}
+    total = {"grads": trained, **{name: number for name in ("loss", *sums)}}
 
     def add_gradient(params: Any, total: dict[str, Any], frozen: Any, *inputs: Any) -> dict[str, Any]:
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, frozen, *inputs)
         return jax.tree.map(jnp.add, total, {"grads": grads, "loss": value, **aux})
 
-    return add_gradient, (shapes.lora, total, shapes.base, *inputs)
+    return add_gradient, (trained, total, frozen, *inputs)

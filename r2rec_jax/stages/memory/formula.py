@@ -104,6 +104,24 @@ def held(shapes: Shapes, adapters: int) -> dict[str, int]:
             "gradients": 2 * lora}
 
 
+def wide_base(shapes: Shapes) -> Any:
+    """The backbone as pretraining trains it: every parameter, in float32."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes.base)
+
+
+def held_whole(shapes: Shapes) -> dict[str, int]:
+    """What stays on the device while pretraining trains the whole backbone: the one it starts from, and the trained one
+    with its moments and gradients."""
+    trained = device_bytes(wide_base(shapes), shapes.sizes)
+    return {"weights": device_bytes(shapes.base, shapes.sizes), "adapter": device_bytes(shapes.lora, shapes.sizes),
+            "trained weights": trained, "optimiser": 2 * trained, "gradients": 2 * trained}
+
+
+def pretrain_row(config: TrainConfig) -> RowShape:
+    """A row of pretraining: any of its tokens may be trained."""
+    return RowShape(config.pretrain.max_tokens, config.pretrain.max_tokens)
+
+
 def sft_row(config: TrainConfig, prompt: int, completion: int) -> RowShape:
     """The longest row of SFT for examples of these lengths: the configured bucket, or the longest example."""
     length = max(config.sft.buckets) if config.sft.buckets else round_up(prompt + completion)

@@ -40,7 +40,7 @@ class Phase:
     """One phase of a run on one device.
 
     Attributes:
-        name: ``sft``, ``grpo: rollout``, ``grpo: update``, ``evaluate``.
+        name: ``pretrain``, ``sft``, ``grpo: rollout``, ``grpo: update``, ``evaluate``.
         basis: where temporaries come from: ``formula``, or ``compiled`` for this CPU.
         parts: bytes by kind.
     """
@@ -159,7 +159,10 @@ def make_plan(config: TrainConfig, hf_config: Mapping[str, Any], devices: int, o
     shapes = formula.make_shapes(hf_config, config, sizes, on_cpu)
     limits = Lengths(config.prompts.max_tokens, config.sft.max_completion)
     sft, grpo = lengths or limits, lengths or Lengths(limits.prompt, config.grpo.max_new_tokens)
+    full = replace(config, backbone=replace(config.backbone, quantize="none"))
+    full_shapes = formula.make_shapes(hf_config, full, sizes, on_cpu)
     phases = [
+        *_pretraining(full_shapes, config),
         _training(shapes, config, "sft", formula.sft_row(config, sft.prompt, sft.completion), config.sft.micro_batch),
         _rollout(shapes, config, "grpo: rollout", config.grpo.prompts_per_step, config.grpo.group_size, grpo),
         _training(shapes, config, "grpo", formula.grpo_row(config, grpo.prompt, grpo.completion),
@@ -167,8 +170,7 @@ def make_plan(config: TrainConfig, hf_config: Mapping[str, Any], devices: int, o
         _rollout(shapes, config, "evaluate", config.evaluate.batch_size, 1,
                  lengths or Lengths(limits.prompt, config.evaluate.max_new_tokens)),
     ]
-    full = replace(config, backbone=replace(config.backbone, quantize="none"))
-    parameters = formula.count(formula.make_shapes(hf_config, full, sizes, on_cpu).base)
+    parameters = formula.count(full_shapes.base)
     return Plan(config.backbone.source, "cpu" if on_cpu else "accelerator", parameters, formula.count(shapes.lora),
                 sizes, str(shapes.dtype), config.backbone.quantize, tuple(phases))
 
@@ -177,8 +179,17 @@ def _host(shapes: formula.Shapes) -> dict[str, int]:
     return {"process": HOST_PROCESS} if shapes.on_cpu else {}
 
 
+def _pretraining(shapes: formula.Shapes, config: TrainConfig) -> list[Phase]:
+    """Pretraining, where there is any: a whole batch in one pass."""
+    if not config.trains_backbone:
+        return []
+    return [_training(shapes, config, "pretrain", formula.pretrain_row(config),
+                      -(-config.pretrain.batch_size // shapes.row_shards))]
+
+
 def _training(shapes: formula.Shapes, config: TrainConfig, stage: str, row: Any, rows: int) -> Phase:
-    held = _host(shapes) | formula.held(shapes, 4 if stage == "grpo" else 3)
+    kept = formula.held_whole(shapes) if stage == "pretrain" else formula.held(shapes, 4 if stage == "grpo" else 3)
+    held = _host(shapes) | kept
     name = f"{stage}: update, {rows} x {row.length} tokens a device"
     if shapes.on_cpu and all(size == 1 for size in shapes.sizes.values()):
         return Phase(name, "compiled", held | {

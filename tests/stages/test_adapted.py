@@ -1,0 +1,90 @@
+"""A pretrained backbone that is trained further before its adapter (``pretrain.adapt``)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from r2rec_jax.models.backbone import parameter
+from r2rec_jax.models.huggingface import load_backbone
+from r2rec_jax.stages.corpus import pretraining_texts
+from r2rec_jax.stages.run import RunFolder
+from r2rec_jax.stages.workspace import Workspace
+from r2rec_jax.train import main as train
+from tests.synthetic import SMALL, write_ml100k
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "ci.yaml"
+
+
+def arguments(data: Path, run: Path, *more: str) -> list[str]:
+    return ["--config", str(CONFIG), *SMALL, f"--data.path={data}", f"--run_dir={run}", *more]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_ml100k(tmp_path_factory.mktemp("data") / "ml")
+
+
+@pytest.fixture(scope="module")
+def source(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chat model that somebody else has trained."""
+    run = tmp_path_factory.mktemp("source") / "run"
+    assert train(arguments(data, run, "--stages=prepare,thoughts,pretrain")) == 0
+    return run / "pretrain" / "backbone"
+
+
+def results(run: Path) -> dict[str, dict]:
+    return {stage: entry["result"] for stage, entry in json.loads((run / "stages.json").read_text()).items()}
+
+
+def test_everything_after_it_builds_on_the_backbone_that_it_made(data: Path, source: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = [f"--backbone.source={source}", "--pretrain.adapt=true", "--pretrain.steps=6", "--pretrain.lr=1e-2",
+            "--pretrain.mix.choices=1"]
+    assert train(arguments(data, run, *more)) == 0
+    done = results(run)
+    before, after = load_backbone(source, None, "float32"), load_backbone(run / "pretrain" / "backbone", None, "float32")
+    assert done["pretrain"]["base_sha256"] == after.sha256 != before.sha256
+    moved = [float(np.abs(parameter(after.base, path) - parameter(before.base, path)).max())
+             for path in (("embed",), ("layers", "up", "kernel"), ("layers", "q", "kernel"))]
+    assert min(moved) > 1e-3, "every parameter is trained, not an adapter"
+    assert done["sft"]["base_sha256"] == done["grpo"]["base_sha256"] == after.sha256
+    losses = [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+              if row["stage"] == "pretrain"]
+    assert len(losses) == 6 and np.mean(losses[3:]) < np.mean(losses[:3])
+    predictions = {path.name for path in (run / "evaluate").glob("predictions-*")}
+    assert predictions == {f"predictions-test-{system}.jsonl" for system in ("pretrained", "sft", "sft+grpo")}
+    adapter = json.loads((run / "export" / "peft" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(run / "pretrain" / "backbone")
+
+
+def test_without_it_a_pretrained_backbone_is_left_as_it_is(data: Path, source: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = [f"--backbone.source={source}", "--stages=prepare,thoughts,pretrain,sft"]
+    assert train(arguments(data, run, *more)) == 0
+    assert results(run)["sft"]["base_sha256"] == load_backbone(source, None, "float32").sha256
+    assert not (run / "pretrain").exists()
+
+
+def test_the_local_teacher_is_the_backbone_as_it_came(data: Path, source: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = [f"--backbone.source={source}", "--pretrain.adapt=true", "--thoughts.teacher=local", "--thoughts.attempts=1",
+            "--thoughts.max_new_tokens=8", "--data.sft_queries=2", "--stages=prepare,thoughts"]
+    assert train(arguments(data, run, *more)) == 0
+    assert results(run)["thoughts"]["teacher"] == "local"
+
+
+def test_a_model_that_can_copy_goes_through_no_curriculum(data: Path, source: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = [f"--backbone.source={source}", "--pretrain.adapt=true", "--pretrain.mix.choices=1",
+            "--stages=prepare,thoughts"]
+    assert train(arguments(data, run, *more)) == 0
+    work = Workspace(RunFolder.existing(run))
+    phases = pretraining_texts(work)
+    assert len(phases) == 1
+    heading = work.tokenizer.encode("Candidates:")
+    asked = [text for text in phases[0] if heading[-1] in text.ids]
+    assert 0 < len(asked) < len(phases[0])
