@@ -85,6 +85,8 @@ class TrainConfig:
                "<= data.candidates", self.prompts.answer.top)
         check(not (self.grpo.start == "base" and self.grpo.reference == "sft"), "grpo.reference",
                "'base' when grpo.start is 'base'", self.grpo.reference, "there is no SFT adapter to compare with")
+        check(not (self.backbone.source == "tiny" and self.pretrain.adapt), "pretrain.adapt",
+               "false with backbone.source 'tiny'", self.pretrain.adapt, "it is trained from scratch anyway")
 
     @property
     def trains_backbone(self) -> bool:

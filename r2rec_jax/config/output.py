@@ -18,7 +18,8 @@ class EvaluateConfig:
             run has learned what it was shown.
         negatives: whose candidate lists test and validation queries have; null takes those of ``data.negatives``.
         users: how many of the frozen evaluation queries, in file order; null takes all.
-        systems: which policies: ``base`` (``pretrained`` for tiny), ``sft``, ``sft+grpo``.
+        systems: which policies: ``base`` (in tables ``pretrained`` where the run trained its backbone), ``sft``,
+            ``sft+grpo``.
         method: ``generate`` (*paper*) reads the ranking out of a completion; ``likelihood`` ranks candidates by how
             likely their lines are after the user's latest likes, which needs no answer format (the paper has no such
             row; systems are then called ``base-likelihood`` and so on).

@@ -42,8 +42,9 @@ class PretrainConfig:
 
     Attributes:
         adapt: train a pretrained backbone further on the same texts before it gets its adapter (domain-adaptive
-            pretraining, Gururangan et al., 2020, https://arxiv.org/abs/2004.10964; *extension*). Adapters then belong
-            to the run's own ``pretrain/backbone``. ``tiny`` is always trained.
+            pretraining, Gururangan et al., 2020, https://arxiv.org/abs/2004.10964; *extension*; ``configs/adapt.yaml``
+            has a mix and a learning rate for it). Adapters then belong to the run's own ``pretrain/backbone``.
+            Checkpoints, of 12 bytes a parameter, pass through every host whole. ``tiny`` is always trained.
         steps: optimiser steps.
         batch_size: rows a step.
         max_tokens: row length in tokens; texts are packed end to end.

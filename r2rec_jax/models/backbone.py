@@ -33,7 +33,7 @@ class Backbone:
 
     Attributes:
         graphdef: structure; with ``lora`` and ``base`` it makes the model (``models.llama.merge_llama``).
-        base: the weights, never trained and never donated.
+        base: the weights, never donated; only pretraining trains them, on a copy.
         config: shape and constants.
         hf_config: the checkpoint's config.json, kept for export.
         source: where the weights came from.

@@ -121,7 +121,7 @@ def save_merged(
 
     Args:
         backbone: the frozen model.
-        lora: the adapter; None writes the base (the storage form of the ``tiny`` backbone).
+        lora: the adapter; None writes the base (the storage form of a backbone of pretraining).
         out: a new or empty folder.
         tokenizer_save: writes the tokenizer's files into the folder it is given, after all others.
         max_shard_bytes: a new safetensors file is begun when the next tensor would pass this.

@@ -43,10 +43,10 @@ are written by hand.
 - **true, verbatim**: share of reasoning statements, but for the one that names the answer, that the author of the
   examples could have made of this prompt, word for word. A true statement in other words counts as invented. A dash
   stands where nobody reasons or nothing was counted.
-- **base** (**pretrained** for a model trained from scratch): the model before either stage. **sft**: after learning
-  from written examples (supervised fine-tuning). **sft+grpo**: then trained by rewards on its own answers. **grpo**:
-  trained by rewards without the examples. Two rewards are added: R_rank for the place of the true item, R_step for the
-  number of reasoning statements.
+- **base**: the model as it comes. **pretrained**: the model, from scratch or as it comes, after reading what people
+  liked and chose, where that is part of the recipe. **sft**: after learning from written examples (supervised
+  fine-tuning). **sft+grpo**: then trained by rewards on its own answers. **grpo**: trained by rewards without the
+  examples. Two rewards are added: R_rank for the place of the true item, R_step for the number of reasoning statements.
 - **-likelihood**: the same model, but the candidates are ranked by how likely their lines are after the person's latest
   likes. No form of answer can be learned or missed, so this row shows what the model knows. The paper has no such row.
 - **chains**: ways through other people's ratings from one liked item to another, shown in the prompt.

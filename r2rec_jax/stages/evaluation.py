@@ -266,7 +266,8 @@ def evaluate_stage(work: Workspace) -> dict[str, Any]:
 
 def what(config: TrainConfig) -> str:
     """One line that says what was measured."""
-    return (f"{config.backbone.source} on {config.data.name}: {config.data.sft_queries} SFT queries x "
+    adapted = f", trained further for {config.pretrain.steps} steps," if config.pretrain.adapt else ""
+    return (f"{config.backbone.source}{adapted} on {config.data.name}: {config.data.sft_queries} SFT queries x "
             f"{config.sft.epochs}, {config.data.rl_queries} RL queries")
 
 

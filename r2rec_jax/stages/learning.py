@@ -8,6 +8,7 @@ Each leaves ``<run>/<stage>/checkpoints`` to resume from and its product beside 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,10 @@ def pretrain_stage(work: Workspace) -> dict[str, Any]:
     c, tokenizer, folder = work.config, work.tokenizer, work.run.folder("pretrain")
     if not c.trains_backbone:
         return {"note": f"backbone {c.backbone.source} is pretrained"}
+    phases = pretraining_texts(work)  # before the weights are loaded: a local teacher has its own
     start = _untrained(work) if work.is_tiny else work.load_source()
-    phases = pretraining_texts(work)
     trained = train_pretrain(
-        _frozen(work, start), start.lora, phases, c.pretrain, seed=c.train_seed, pad_id=tokenizer.pad_id,
+        _in_float32(work, start), start.lora, phases, c.pretrain, seed=c.train_seed, pad_id=tokenizer.pad_id,
         checkpoints=_checkpoints(work, "pretrain", start, None), metrics=_metrics(work, "pretrain"))
     backbone = with_base(start, to_host(trained.params), c.backbone.source)
     _replace(folder / "backbone", lambda out: save_merged(backbone, None, out, tokenizer.save))
@@ -58,7 +59,15 @@ def pretrain_stage(work: Workspace) -> dict[str, Any]:
     texts = [text for phase in phases for text in phase]
     return {"parameters": parameters, "texts": len(texts), "tokens": sum(len(text.ids) for text in texts),
             "trained_tokens": sum(sum(text.trained) for text in texts), "steps": trained.steps,
-            "skipped": trained.skipped, "base_sha256": backbone.sha256}
+            "skipped": trained.skipped, "start_sha256": start.sha256, "base_sha256": backbone.sha256}
+
+
+def _in_float32(work: Workspace, start: Backbone) -> FrozenModel:
+    """For training in float32, which cuDNN's attention does not do."""
+    config = work.config.backbone
+    attention = "auto" if config.attention == "cudnn" else config.attention
+    own = replace(config, dtype="float32", attention=attention)
+    return FrozenModel.from_config(start.graphdef, start.base, own, work.mesh)
 
 
 def _untrained(work: Workspace) -> Backbone:

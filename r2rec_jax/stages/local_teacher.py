@@ -13,7 +13,7 @@ BATCH = 8
 
 
 def make_local_teacher(work: Workspace, domain: str) -> LocalTeacher:
-    """A teacher that asks the run's backbone, without adapter.
+    """A teacher that asks the run's backbone, without adapter: as it comes where the run trains it further.
 
     Raises:
         ValueError: the backbone is ``tiny``, which is not trained yet when thoughts are written.
@@ -27,7 +27,7 @@ def make_local_teacher(work: Workspace, domain: str) -> LocalTeacher:
     tokenizer = work.source_tokenizer()
     from r2rec_jax.sampling.decoder import Decoder
 
-    backbone = work.load_source() if work.config.pretrain.adapt else work.backbone
+    backbone = work.load_source(work.config.backbone.quantize) if work.config.pretrain.adapt else work.backbone
     decoder = Decoder(backbone.graphdef, backbone.config, tokenizer.end_ids, tokenizer.pad_id,
                       attention=work.config.backbone.attention, mesh=work.mesh)
     key = jax.random.fold_in(jax.random.key(work.config.train_seed), _number("local teacher"))

@@ -116,15 +116,14 @@ class Workspace:
         """The frozen model with full weights: the run's own, or loaded once more when that is quantised."""
         return self.backbone if self.config.backbone.quantize == "none" else self._load("none")
 
-    def load_source(self) -> Backbone:
-        """The pretrained backbone as it comes, with full weights: what ``pretrain.adapt`` starts from."""
+    def load_source(self, quantize: Quantize = "none") -> Backbone:
+        """The pretrained backbone as it comes, whatever becomes of it in the run; not for ``tiny``."""
         c = self.config
-        return self._load_from(backbone_path(c.backbone.source, c.data.cache_dir), "none")
+        return self._load_from(backbone_path(c.backbone.source, c.data.cache_dir), quantize)
 
     def _load(self, quantize: Quantize) -> Backbone:
-        c = self.config
-        if not c.trains_backbone:
-            return self._load_from(backbone_path(c.backbone.source, c.data.cache_dir), quantize)
+        if not self.config.trains_backbone:
+            return self.load_source(quantize)
         self.run.result("pretrain")
         return self._load_from(self.run.folder("pretrain") / "backbone", quantize)
 

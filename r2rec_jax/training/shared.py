@@ -1,6 +1,7 @@
 """Checkpoints of a run on a mesh: process 0 alone touches the files, every process saves and restores together.
 
-Trained trees are small, so they are gathered to the host to be written and handed out again when read. A checkpoint
+Adapters are small, and whole backbones rare, so trees are gathered to the host to be written and handed out again when
+read. A checkpoint
 therefore knows nothing of the layout, and a run goes on on another mesh or with another number of processes.
 """
 

@@ -1,6 +1,6 @@
 """What training changes, and the one place where it changes: a guarded AdamW update.
 
-The trained tree is a LoRA adapter (SFT, GRPO) or the base itself (pretraining of the ``tiny`` backbone). Gradients
+The trained tree is a LoRA adapter (SFT, GRPO) or the base itself (pretraining). Gradients
 arrive summed over micro-batches, in float32. An update whose loss or gradient is not finite leaves tree and optimiser
 as they were and is counted; the loop stops after three in a row (:func:`check_progress`).
 

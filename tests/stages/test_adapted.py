@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from r2rec_jax.models.backbone import parameter
 from r2rec_jax.models.huggingface import load_backbone
 from r2rec_jax.stages.corpus import pretraining_texts
+from r2rec_jax.stages.local_teacher import make_local_teacher
 from r2rec_jax.stages.run import RunFolder
 from r2rec_jax.stages.workspace import Workspace
 from r2rec_jax.train import main as train
@@ -46,8 +48,8 @@ def test_everything_after_it_builds_on_the_backbone_that_it_made(data: Path, sou
             "--pretrain.mix.choices=1"]
     assert train(arguments(data, run, *more)) == 0
     done = results(run)
-    before, after = load_backbone(source, None, "float32"), load_backbone(run / "pretrain" / "backbone", None, "float32")
-    assert done["pretrain"]["base_sha256"] == after.sha256 != before.sha256
+    before, after = (load_backbone(path, None, "float32") for path in (source, run / "pretrain" / "backbone"))
+    assert done["pretrain"]["start_sha256"] == before.sha256 != after.sha256 == done["pretrain"]["base_sha256"]
     moved = [float(np.abs(parameter(after.base, path) - parameter(before.base, path)).max())
              for path in (("embed",), ("layers", "up", "kernel"), ("layers", "q", "kernel"))]
     assert min(moved) > 1e-3, "every parameter is trained, not an adapter"
@@ -72,19 +74,40 @@ def test_without_it_a_pretrained_backbone_is_left_as_it_is(data: Path, source: P
 def test_the_local_teacher_is_the_backbone_as_it_came(data: Path, source: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     more = [f"--backbone.source={source}", "--pretrain.adapt=true", "--thoughts.teacher=local", "--thoughts.attempts=1",
-            "--thoughts.max_new_tokens=8", "--data.sft_queries=2", "--stages=prepare,thoughts"]
+            "--thoughts.max_new_tokens=8", "--data.sft_queries=2", "--stages=prepare,thoughts,pretrain"]
     assert train(arguments(data, run, *more)) == 0
-    assert results(run)["thoughts"]["teacher"] == "local"
+    work = Workspace(RunFolder.existing(run))
+    after = make_local_teacher(work, "movies").version
+    assert "backbone" not in vars(work), "the adapted one is not asked"
+    plain = replace(work.config, pretrain=replace(work.config.pretrain, adapt=False))
+    before = make_local_teacher(Workspace(RunFolder(run, plain)), "movies").version
+    assert after == before
 
 
 def test_a_model_that_can_copy_goes_through_no_curriculum(data: Path, source: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     more = [f"--backbone.source={source}", "--pretrain.adapt=true", "--pretrain.mix.choices=1",
-            "--stages=prepare,thoughts"]
+            "--pretrain.mix.examples=0", "--stages=prepare,thoughts"]
     assert train(arguments(data, run, *more)) == 0
     work = Workspace(RunFolder.existing(run))
     phases = pretraining_texts(work)
     assert len(phases) == 1
-    heading = work.tokenizer.encode("Candidates:")
-    asked = [text for text in phases[0] if heading[-1] in text.ids]
-    assert 0 < len(asked) < len(phases[0])
+    texts = [work.tokenizer.decode(list(text.ids)) for text in phases[0]]
+    assert 0 < sum("Candidates:" in text for text in texts) < len(texts), "choices and histories, in one phase"
+
+
+def test_texts_begin_as_the_tokenizer_begins_documents(data: Path, source: Path, tmp_path: Path) -> None:
+    """A begin token that a tokenizer names but puts before nothing, as SmolLM2's, opens no text."""
+    run = tmp_path / "run"
+    more = [f"--backbone.source={source}", "--pretrain.adapt=true", "--stages=prepare,thoughts",
+            "--pretrain.mix.examples=0"]
+    assert train(arguments(data, run, *more)) == 0
+    work = Workspace(RunFolder.existing(run))
+    assert {text.ids[0] for text in pretraining_texts(work)[0]} == {work.tokenizer.bos_id}
+    vars(work.tokenizer)["document_start"] = ()
+    assert work.tokenizer.bos_id not in {text.ids[0] for text in pretraining_texts(work)[0]}
+
+
+def test_a_backbone_from_scratch_cannot_be_trained_further(data: Path, tmp_path: Path, capsys) -> None:
+    assert train(arguments(data, tmp_path / "run", "--pretrain.adapt=true")) == 2
+    assert "pretrain.adapt must be false with backbone.source 'tiny'" in capsys.readouterr().err

@@ -28,10 +28,12 @@ def parse(path: Path, *more: str) -> TrainConfig:
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_a_configuration_parses_and_opens_with_its_command(path: Path) -> None:
     assert parse(path).run_dir.startswith("runs/")
-    entry = "python -m r2rec_jax.train"
-    command = "make quickstart" if path.stem == "quickstart" else f"{entry} --config configs/{path.name}"
     first = path.read_text().splitlines()[0]
-    assert first.startswith("#") and command in first
+    assert first.startswith("#")
+    if path.stem == "quickstart":
+        assert "make quickstart" in first
+    else:
+        assert "python -m r2rec_jax.train --config " in first and f"--config configs/{path.name}" in first
 
 
 @pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem)

@@ -194,6 +194,27 @@ def test_tests_pool_the_seeds_and_resample_users() -> None:
     assert [t["p_holm"] for t in family] == holm([t["p"] for t in family])
 
 
+def test_a_model_trained_further_is_tested_against_itself_as_it_came() -> None:
+    systems = {"base": 0.1, "pretrained": 0.4, "sft": 0.5, "sft_grpo": 0.9, "base-likelihood": 0.3,
+               "pretrained-likelihood": 0.6}
+    for order in (systems, dict(reversed(systems.items()))):
+        pairs = [(t["system"], t["minus"]) for t in compared(pool_of(**order)) if t["metric"] == "hr@1"]
+        assert pairs == [
+            ("sft+grpo", "sft"), ("sft", "pretrained"), ("sft+grpo", "pretrained"),
+            ("sft+grpo", "pretrained-likelihood"), ("pretrained", "base"), ("sft+grpo", "base"),
+            ("pretrained-likelihood", "base-likelihood"), ("sft+grpo", "base-likelihood")]
+
+
+def test_a_variant_is_held_against_the_same_part_of_the_main_table() -> None:
+    pool = pool_of(base=0.1, sft=0.5)
+    for system, skill in (("pretrained", 0.3), ("sft", 0.8)):
+        for seed in (0, 1):
+            pool.add(None, "adapted", system, "own", "test", seed, records(skill, seed))
+    pairs = [(t["system"], t["minus"], t["experiments"]) for t in compared_variants(pool) if t["metric"] == "hr@1"]
+    assert pairs == [("sft", "pretrained", ["adapted", "adapted"]), ("sft", "sft", ["adapted", "main"]),
+                     ("pretrained", "base", ["adapted", "main"])]
+
+
 def test_a_line_before_the_target_costs_the_first_place_there_alone() -> None:
     pool = pool_of(sft=0.5)
     for seed in (0, 1):

@@ -64,6 +64,8 @@ def test_a_backbone_that_is_trained_further_is_held_whole_in_float32() -> None:
     assert part(found, "pretrain", "weights") == 2 * found.parameters
     assert part(found, "pretrain", "trained weights") == 4 * found.parameters
     assert part(found, "pretrain", "optimiser") == part(found, "pretrain", "gradients") == 8 * found.parameters
+    saved = part(found, "pretrain", "saved activations")
+    assert saved == 32 * 8 * 512 * 4096 * 4, "a layer's input of every token, in float32"
     assert found.peak == next(p for p in found.phases if p.name.startswith("pretrain")).peak and not found.fits("h200")
 
 
@@ -84,7 +86,7 @@ def test_the_formula_is_near_the_compiled_program(stage: str, remat: str) -> Non
     shapes = formula.make_shapes(hf, config, ONE, on_cpu=True)
     row = RowShape(1024, 512)
     compiled = gradient_temporaries(shapes, config, stage, row, 2)
-    gradient = formula.device_bytes(formula.wide_base(shapes) if stage == "pretrain" else shapes.lora, ONE)
+    gradient = formula.device_bytes(formula.widened(shapes).base if stage == "pretrain" else shapes.lora, ONE)
     estimated = sum(formula.training_temporaries(shapes, row, 2, remat == "on").values()) + gradient
     assert 0.85 < estimated / compiled < 1.15
 

@@ -14,10 +14,12 @@ from r2rec_jax.evaluation.ranks import RankRecord
 from r2rec_jax.evaluation.significance import bootstrap_columns, holm
 from r2rec_jax.evaluation.summary import by_popularity, by_position, position_p
 
-PAIRS = (("sft+grpo", "sft"), ("sft", "base"), ("sft+grpo", "base"), ("sft+grpo", "grpo"), ("grpo", "base"),
-         ("sft+grpo", "popularity"), ("sft+grpo", "base-likelihood"), ("sft-likelihood", "base-likelihood"),
-         ("sft+grpo-likelihood", "sft-likelihood"))
-"""What is tested where both were evaluated; ``base`` is ``pretrained`` for a model trained from scratch."""
+PAIRS = (("sft+grpo", "sft"), ("sft", "start"), ("sft+grpo", "start"), ("sft+grpo", "grpo"), ("grpo", "start"),
+         ("sft+grpo", "popularity"), ("sft+grpo", "start-likelihood"), ("sft-likelihood", "start-likelihood"),
+         ("sft+grpo-likelihood", "sft-likelihood"), ("pretrained", "base"), ("sft+grpo", "base"),
+         ("pretrained-likelihood", "base-likelihood"), ("sft+grpo", "base-likelihood"))
+"""What is tested where both were evaluated. ``start`` is the model that SFT starts from: ``pretrained`` where the run
+trained its backbone, else ``base``. The last four are for a pretrained backbone that was trained further."""
 
 CLASSICAL = ("popularity",)
 """Of :data:`PAIRS`, the systems that no setting of an experiment changes."""
@@ -185,7 +187,7 @@ def compared_variants(pool: Pool) -> list[dict[str, Any]]:
     for entries in pool.variants().values():
         own = _by_role(entries)
         pairs = [(own[a], own[b]) for a, b in PAIRS if a in own and b in own]
-        pairs += [(own[name], main[name]) for name in own if name in main]
+        pairs += [(own[name], main[name]) for name in own if name in main and not name.startswith("pretrained")]
         pairs += [(own[a], main[b]) for a, b in PAIRS if a in own and b in main and b in CLASSICAL]
         found += _corrected(paired(pairs, strict=False))
     return found
@@ -210,8 +212,16 @@ def _by_role(systems: Mapping[str, Pooled]) -> dict[str, Pooled]:
     """Systems by the names of :data:`PAIRS`."""
     named: dict[str, Pooled] = {}
     for name, entry in systems.items():
-        stem, likelihood, _ = name.replace("pretrained", "base").partition("-likelihood")
+        stem, likelihood, _ = name.partition("-likelihood")
         named.setdefault(stem + likelihood, entry)
+    for suffix in ("", "-likelihood"):
+        base, pretrained = named.get(f"base{suffix}"), named.get(f"pretrained{suffix}")
+        start = pretrained or base
+        if start is not None:
+            named[f"start{suffix}"] = start
+        if not (base and pretrained):
+            named.pop(f"base{suffix}", None)
+            named.pop(f"pretrained{suffix}", None)
     return named
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from r2rec_jax.config import TrainConfig
-from r2rec_jax.stages.memory.formula import Shapes, recomputes, wide_base
+from r2rec_jax.stages.memory.formula import Shapes, recomputes, widened
 from r2rec_jax.tokens.examples import Batch
 from r2rec_jax.training.grpo import SUMS as GRPO_SUMS
 from r2rec_jax.training.grpo import make_grpo_loss
@@ -61,7 +61,7 @@ def gradient_program(model: FrozenModel, shapes: Shapes, config: TrainConfig, st
     batch = abstract_batch(rows, row)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     column = jax.ShapeDtypeStruct((rows, row.targets), jnp.float32)
-    trained, frozen = (wide_base(shapes), shapes.lora) if stage == "pretrain" else (shapes.lora, shapes.base)
+    trained, frozen = (widened(shapes).base, shapes.lora) if stage == "pretrain" else (shapes.lora, shapes.base)
     if stage == "pretrain":
         loss, sums, inputs = make_pretrain_loss(model), PRETRAIN_SUMS, (batch, number)
     elif stage == "sft":

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -104,15 +104,16 @@ def held(shapes: Shapes, adapters: int) -> dict[str, int]:
             "gradients": 2 * lora}
 
 
-def wide_base(shapes: Shapes) -> Any:
-    """The backbone as pretraining trains it: every parameter, in float32."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes.base)
+def widened(shapes: Shapes) -> Shapes:
+    """The model as pretraining trains it: every parameter and all activations in float32."""
+    wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes.base)
+    return replace(shapes, base=wide, dtype=jnp.dtype(jnp.float32))
 
 
 def held_whole(shapes: Shapes) -> dict[str, int]:
     """What stays on the device while pretraining trains the whole backbone: the one it starts from, and the trained one
     with its moments and gradients."""
-    trained = device_bytes(wide_base(shapes), shapes.sizes)
+    trained = device_bytes(widened(shapes).base, shapes.sizes)
     return {"weights": device_bytes(shapes.base, shapes.sizes), "adapter": device_bytes(shapes.lora, shapes.sizes),
             "trained weights": trained, "optimiser": 2 * trained, "gradients": 2 * trained}
 
