@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,6 +111,21 @@ def test_what_is_done_or_failed_belongs_to_what_was_asked(tmp_path: Path, capsys
     changed(path, 0, diagnostics=[])
     again = trials_of(read_list(path))
     assert again[0].outcome() is None and again[1].failure() == "x"
+
+
+def test_where_data_lie_and_what_a_note_says_is_not_what_was_asked(tmp_path: Path) -> None:
+    path = write_list(tmp_path)
+    asked = read_list(path)
+
+    def tasks(**settings: Any) -> list[Any]:
+        again = trials_of(replace(asked, set={**asked.set, **settings}))
+        return [again[0], baseline_tasks(asked, again)[0]]
+
+    for task in tasks():
+        write_json(task.folder / "done.json", {"key": task.key, "left": [], "seconds": 1})
+    moved = tasks(**{"data.path": str(tmp_path / "elsewhere"), "data.threads": 3, "note": "Told anew."})
+    assert all(task.outcome() for task in moved)
+    assert not any(task.outcome() for task in tasks(**{"data.candidates": 10}))
 
 
 @pytest.mark.parametrize("kind", ["trial", "baselines"])

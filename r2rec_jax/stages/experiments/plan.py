@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from r2rec_jax.config import STAGES, DataConfig, TrainConfig, as_plain, fingerprint
+from r2rec_jax.config.data import WITHOUT_EFFECT as DATA_PLACES
 from r2rec_jax.config.experiments import BASELINES, Experiment, ExperimentList
 from r2rec_jax.files import read_json
 from r2rec_jax.stages.baselines import BaselineConfig
@@ -60,8 +61,8 @@ class Task:
 
     @property
     def key(self) -> str:
-        """Identity of what is asked for."""
-        return fingerprint(dict(self.order))
+        """Identity of what is asked for, wherever the data lie."""
+        return fingerprint(_without_effect_left_out(self.order))
 
     def outcome(self) -> Mapping[str, Any] | None:
         """What the process left when it came to its end; None when it has not, or was asked for something else."""
@@ -74,14 +75,14 @@ class Task:
 
     def _read(self, name: str) -> Mapping[str, Any] | None:
         found = self._plain(name)
-        return found if found.get("key") == self.key or (found and found.get("key") == self._earlier_key()) else None
+        return found if found and found.get("key") in (self.key, self._told_key()) else None
 
     def _plain(self, name: str) -> Mapping[str, Any]:
         path = self.folder / name
         return read_json(path, "delete the file to run the experiment again") if path.exists() else {}
 
-    def _earlier_key(self) -> str | None:
-        """The key under which a version without some settings has asked for the same: theirs were the defaults."""
+    def _told_key(self) -> str | None:
+        """The key under which the same was asked for before; settings that have come since had their defaults."""
         told = self._plain("task.json")
         try:
             if self.order["kind"] == BASELINES:
@@ -90,7 +91,19 @@ class Task:
                 filled = {"config": as_plain(config_from_plain(told["order"]["config"]))}
         except (KeyError, TypeError, ValueError):
             return None
-        return told["key"] if fingerprint({**told["order"], **filled}) == self.key else None
+        same = fingerprint(_without_effect_left_out({**told["order"], **filled})) == self.key
+        return told["key"] if same else None
+
+
+def _without_effect_left_out(order: Mapping[str, Any]) -> dict[str, Any]:
+    """What a process is told, without a configuration's note and where its data lie."""
+    def outcome(data: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in data.items() if name not in DATA_PLACES}
+
+    if "config" not in order:
+        return {**order, "data": outcome(order["data"])}
+    config = {**order["config"], "data": outcome(order["config"]["data"])}
+    return {**order, "config": {name: value for name, value in config.items() if name != "note"}}
 
 
 @dataclass(frozen=True)
