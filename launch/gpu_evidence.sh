@@ -13,8 +13,8 @@
 # FROM       OUT of an earlier start, unpacked first where the list has no runs yet
 # PYTHON     interpreter                       (.venv/bin/python)
 #
-# Further arguments go to python -m r2rec_jax.experiments (--data FOLDER where nothing can be downloaded). Exit code 0:
-# nothing is left; 75: the limit came first; else the program's own.
+# Further arguments go to python -m r2rec_jax.experiments (--data_path FOLDER where nothing can be downloaded). Exit
+# code 0: nothing is left; 75: the limit came first; else the program's own.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 list=${LIST:-configs/evidence/smollm2_1m.yaml} minutes=${MINUTES:-60} results=${RESULTS:-results} out=${OUT:-}

@@ -32,7 +32,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true",
                         help="train anew what was trained with other settings; without it such an experiment fails")
     parser.add_argument("--report", action="store_true", help="write the report and its plots; run nothing")
-    parser.add_argument("--data", type=str | None, default=None, metavar="FOLDER",
+    parser.add_argument("--data_path", type=str | None, default=None, metavar="FOLDER",
                         help="where the data set's files lie, if they are not to be downloaded")
     parser.add_argument("--results", type=str, default="results", metavar="DIR", help="folder of the result files")
     parser.add_argument("--out", type=str, default="EVIDENCE.md", metavar="FILE", help="with --report: the report")
@@ -41,8 +41,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     from r2rec_jax.stages.experiments.command import report, run_list
 
     if given.list is not None:
-        run_list(given.list, given.results, data=given.data, only=given.only, seeds=given.seeds, only_next=given.next,
-                 retry=given.retry, overwrite=given.overwrite, nothing=given.report)
+        run_list(given.list, given.results, data_path=given.data_path, only=given.only, seeds=given.seeds,
+                 only_next=given.next, retry=given.retry, overwrite=given.overwrite, nothing=given.report)
     elif not given.report:
         raise ValueError("a list must be given to run experiments; got none; name a LIST.yaml, or --report")
     if given.report:

@@ -53,7 +53,7 @@ def test_a_list_is_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     plain["experiments"][2]["set"]["prompts.max_tokens"] = 40
     path.write_text(yaml.safe_dump(plain))
     data = (tmp_path / "data").rename(tmp_path / "moved")
-    argv = [str(path), "--results", str(results), "--data", str(data)]
+    argv = [str(path), "--results", str(results), "--data_path", str(data)]
     capfd.readouterr()
     assert experiments([*argv, "--next"]) == 0
     assert "main, seed 0 (1 of 4): done" in capfd.readouterr().err

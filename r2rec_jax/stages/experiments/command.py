@@ -18,14 +18,15 @@ from r2rec_jax.stages.experiments.plan import Task, Trial, baseline_tasks, read_
 from r2rec_jax.stages.experiments.running import run_tasks
 
 
-def run_list(path: str, results: str, *, data: str | None = None, only: Sequence[str] = (), seeds: Sequence[int] = (),
-             only_next: bool = False, retry: bool = False, overwrite: bool = False, nothing: bool = False) -> Path:
+def run_list(path: str, results: str, *, data_path: str | None = None, only: Sequence[str] = (),
+             seeds: Sequence[int] = (), only_next: bool = False, retry: bool = False, overwrite: bool = False,
+             nothing: bool = False) -> Path:
     """Run what is left of a list; its result file is written anew at the start and after each task.
 
     Args:
         path: the list file.
         results: folder of the result files.
-        data: ``data.path`` of all experiments, instead of the list's.
+        data_path: ``data.path`` of all experiments, instead of the list's.
         only: names of experiments, and ``baselines``; all when empty.
         seeds: instead of the list's, by the rule of :func:`trials_of`; the result file keeps those of the list as well.
         only_next: stop after one task.
@@ -44,8 +45,8 @@ def run_list(path: str, results: str, *, data: str | None = None, only: Sequence
 
     jax.config.update("jax_platforms", "cpu")  # the accelerator's memory is for the processes that train
     asked = read_list(path)
-    if data is not None:
-        asked = replace(asked, set={**asked.set, "data.path": data})
+    if data_path is not None:
+        asked = replace(asked, set={**asked.set, "data.path": data_path})
     _check_names(asked, only)
     chosen = trials_of(asked, seeds or None)
     trials = list({trial.folder: trial for trial in [*trials_of(asked), *chosen]}.values()) if seeds else chosen
