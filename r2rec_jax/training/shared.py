@@ -1,8 +1,8 @@
 """Checkpoints of a run on a mesh: process 0 alone touches the files, every process saves and restores together.
 
 Adapters are small, and whole backbones rare, so trees are gathered to the host to be written and handed out again when
-read. A checkpoint
-therefore knows nothing of the layout, and a run goes on on another mesh or with another number of processes.
+read. A checkpoint therefore knows nothing of the layout, and a run goes on on another mesh or with another number of
+processes.
 """
 
 from __future__ import annotations

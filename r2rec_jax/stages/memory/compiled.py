@@ -61,8 +61,9 @@ def gradient_program(model: FrozenModel, shapes: Shapes, config: TrainConfig, st
     batch = abstract_batch(rows, row)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     column = jax.ShapeDtypeStruct((rows, row.targets), jnp.float32)
-    trained, frozen = (widened(shapes).base, shapes.lora) if stage == "pretrain" else (shapes.lora, shapes.base)
+    trained, frozen = shapes.lora, shapes.base
     if stage == "pretrain":
+        trained, frozen = widened(shapes).base, shapes.lora
         loss, sums, inputs = make_pretrain_loss(model), PRETRAIN_SUMS, (batch, number)
     elif stage == "sft":
         loss, sums, inputs = make_sft_loss(model), SFT_SUMS, (batch, number)

@@ -188,9 +188,10 @@ def _pretraining(shapes: formula.Shapes, config: TrainConfig) -> list[Phase]:
 
 
 def _training(shapes: formula.Shapes, config: TrainConfig, stage: str, row: Any, rows: int) -> Phase:
-    kept = formula.held(shapes, 4 if stage == "grpo" else 3)
     if stage == "pretrain":
         kept, shapes = formula.held_whole(shapes), formula.widened(shapes)
+    else:
+        kept = formula.held(shapes, 4 if stage == "grpo" else 3)
     held = _host(shapes) | kept
     name = f"{stage}: update, {rows} x {row.length} tokens a device"
     if shapes.on_cpu and all(size == 1 for size in shapes.sizes.values()):
