@@ -87,6 +87,9 @@ class TrainConfig:
                "'base' when grpo.start is 'base'", self.grpo.reference, "there is no SFT adapter to compare with")
         check(not (self.backbone.source == "tiny" and self.pretrain.adapt), "pretrain.adapt",
                "false with backbone.source 'tiny'", self.pretrain.adapt, "it is trained from scratch anyway")
+        check(self.pretrain.adapt or not self.backbone.item_tokens, "backbone.item_tokens",
+               "false without pretrain.adapt", self.backbone.item_tokens,
+               "tiny has backbone.tiny.item_tokens" if self.backbone.source == "tiny" else "new tokens must be learned")
 
     @property
     def trains_backbone(self) -> bool:

@@ -55,7 +55,10 @@ class BackboneConfig:
             keep ``dtype``): less memory, less to read a decoded token, log-probabilities that drift a little
             (``python -m r2rec_jax.score --quantize int8`` prints how far). An adapter belongs to the form it was
             trained on; merging adds it to the full weights.
-        tiny: the shape used by ``source: tiny``.
+        item_tokens: every item's title and year becomes one token, added to a pretrained backbone's vocabulary as the
+            mean of the tokens that spelled it: shorter prompts and answers, and the choice of an item is one decision.
+            The new rows have to be learned, so ``pretrain.adapt`` must be on (*extension*).
+        tiny: the shape used by ``source: tiny``, which has a setting of its own for this.
     """
 
     source: str = "smollm2-135m"
@@ -63,6 +66,7 @@ class BackboneConfig:
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     remat: Literal["auto", "on", "off"] = "auto"
     quantize: Literal["none", "int8"] = "none"
+    item_tokens: bool = False
     tiny: TinyConfig = field(default_factory=TinyConfig)
 
     def __post_init__(self) -> None:

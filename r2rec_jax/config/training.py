@@ -51,6 +51,8 @@ class PretrainConfig:
         lr: peak learning rate, linear warm-up over 5 % of the steps, cosine to a tenth.
         checkpoint_every: steps between checkpoints.
         mix: what is read: ``steps`` x ``batch_size`` x ``max_tokens`` tokens in these shares.
+        choices_as: how a choice of ``mix.choices`` is written: the ``answer`` block alone, or a whole ``completion``,
+            whose thought says which item fits best, so that SFT need not teach where an item is chosen.
     """
 
     adapt: bool = False
@@ -60,6 +62,7 @@ class PretrainConfig:
     lr: float = 1e-3
     checkpoint_every: int = 100
     mix: MixConfig = field(default_factory=MixConfig)
+    choices_as: Literal["answer", "completion"] = "answer"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "max_tokens", "checkpoint_every"):

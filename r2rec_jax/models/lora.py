@@ -49,7 +49,7 @@ class LoraLinear(nnx.Module):
         if self.quantized:
             # Without it XLA takes the cast out of the decoder's token loop and keeps every layer wide.
             kernel, x = jax.lax.optimization_barrier((kernel, x))
-        y = x @ kernel.astype(x.dtype)
+        y = (x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)).reshape(*x.shape[:-1], kernel.shape[-1])
         if self.quantized:
             y = (y.astype(jnp.float32) * self.kernel_scale[...]).astype(x.dtype)
         if self.rank:

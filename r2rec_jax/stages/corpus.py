@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2rec_jax.config import PromptConfig
-from r2rec_jax.prompts.answer import ANSWER, render_answer
+from r2rec_jax.prompts.answer import ANSWER, render_answer, render_completion
 from r2rec_jax.prompts.ranking import liked_heading
 from r2rec_jax.prompts.templates import wording
 from r2rec_jax.prompts.thought import render_thought, render_thought_completion
@@ -31,6 +31,7 @@ from r2rec_jax.stages.prepared import Prepared
 from r2rec_jax.stages.rendering import render_queries
 from r2rec_jax.stages.thinking import read_examples, shown_thoughts, write_thoughts
 from r2rec_jax.stages.workspace import Workspace
+from r2rec_jax.thoughts.target import CONCLUSIONS
 from r2rec_jax.training.pretrain import Text
 
 LIKES_A_TEXT = 20
@@ -104,7 +105,8 @@ def _passes(work: Workspace, kind: str) -> Pass:
     if kind in ("bare lists", "lists"):
         return lambda rng: (ended(*parts) for parts in repeated_lists(prepared, rng, bare=kind == "bare lists"))
     if kind == "choices":
-        return lambda rng: (ended(*parts) for parts in liked_choices(prepared, rng, work.config.prompts))
+        whole = work.config.pretrain.choices_as == "completion"
+        return lambda rng: (ended(*parts) for parts in liked_choices(prepared, rng, work.config.prompts, whole=whole))
     if kind == "thoughts":
         return shuffled([chat(*pair) for pair in _thoughts(work)])
     if kind == "prompts":
@@ -170,12 +172,19 @@ def repeated_lists(prepared: Prepared, rng: np.random.Generator, *, bare: bool) 
             yield [("".join(f"{item_text(item, facts=False)}\n" for item in listed), False), (answer, True)]
 
 
-def liked_choices(prepared: Prepared, rng: np.random.Generator, prompts: PromptConfig) -> Iterator[list[Part]]:
+def liked_choices(prepared: Prepared, rng: np.random.Generator, prompts: PromptConfig, *, whole: bool = False
+                  ) -> Iterator[list[Part]]:
     """Likes as choices: a few likes of a user, then a numbered list and the best of it: first the item that the user
     liked next, then the most popular of the others, with which the user has no training edge.
 
     In the words and order of ranking prompts. Where those show every item's facts some choices do; the others have
     names only, which leaves room for a second choice.
+
+    Args:
+        prepared: the data.
+        rng: draws lists.
+        prompts: words, order and whether there are thoughts.
+        whole: a choice is a whole completion, whose thought says which item fits best, as SFT's do.
     """
     items = prepared.dataset.items
     heading = liked_heading(wording(prompts.template(prepared.dataset.domain)), prompts)
@@ -194,12 +203,13 @@ def liked_choices(prepared: Prepared, rng: np.random.Generator, prompts: PromptC
             lines = "".join(f"- {item_text(item, facts=facts)}\n" for item in shown)
             parts = [(f"{heading}\n{lines}", True)]
             for target in liked[start:start + (1 if facts else CHOICES_A_TEXT)]:
-                parts += _choice(prepared, int(target), others, rng, facts=facts)
+                parts += _choice(prepared, int(target), others, rng, facts=facts,
+                                 thought=whole and prompts.thoughts != "none")
             yield parts
 
 
 def _choice(prepared: Prepared, target: int, others: NDArray[np.integer], rng: np.random.Generator, *,
-            facts: bool) -> list[Part]:
+            facts: bool, thought: bool) -> list[Part]:
     """A numbered list, and the best of it."""
     least, most = CHOICE_SIZES
     count = min(int(np.exp(rng.uniform(np.log(least), np.log(most + 1)))), len(others) + 1)
@@ -209,7 +219,8 @@ def _choice(prepared: Prepared, target: int, others: NDArray[np.integer], rng: n
     best = sorted(range(count), key=lambda i: (listed[i] != target, -prepared.item_scores[listed[i]]))
     texts = candidate_texts(of_list, facts=facts)
     lines = "".join(f"{number}. {text}\n" for number, text in enumerate(texts, start=1))
-    answer = render_answer(best, "titles", labels, ANSWERED)
+    answer = render_completion([f"{CONCLUSIONS[0]} {labels[best[0]]} fits best."] if thought else [],
+                               render_answer(best, "titles", labels, ANSWERED))
     return [(f"Candidates:\n{lines}", False), (f"{answer}\n", True)]
 
 

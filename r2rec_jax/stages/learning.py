@@ -21,6 +21,7 @@ from r2rec_jax.models.folders import new_folder
 from r2rec_jax.models.huggingface import save_merged
 from r2rec_jax.models.lora import init_lora
 from r2rec_jax.models.peft import save_adapter
+from r2rec_jax.models.vocabulary import with_vocabulary
 from r2rec_jax.parallel.distributed import is_first, on_first
 from r2rec_jax.parallel.sharding import to_host
 from r2rec_jax.progress import say
@@ -49,7 +50,7 @@ def pretrain_stage(work: Workspace) -> dict[str, Any]:
     if not c.trains_backbone:
         return {"note": f"backbone {c.backbone.source} is pretrained"}
     phases = pretraining_texts(work)  # before the weights are loaded: a local teacher has its own
-    start = _untrained(work) if work.is_tiny else work.load_source()
+    start = _untrained(work) if work.is_tiny else _pretrained(work)
     trained = train_pretrain(
         _in_float32(work, start), start.lora, phases, c.pretrain, seed=c.train_seed, pad_id=tokenizer.pad_id,
         checkpoints=_checkpoints(work, "pretrain", start, None), metrics=_metrics(work, "pretrain"))
@@ -75,6 +76,17 @@ def _untrained(work: Workspace) -> Backbone:
     hf = tiny_hf_config(c.backbone.tiny, vocab_size=tokenizer.vocab_size, bos_id=tokenizer.bos_id,
                         eos_id=tokenizer.end_id, pad_id=tokenizer.pad_id)
     return rescaled(random_backbone(hf, c.lora, c.backbone.dtype, seed=c.train_seed, source="tiny"))
+
+
+def _pretrained(work: Workspace) -> Backbone:
+    """The backbone as it comes, with rows for the items that the run's tokenizer has as tokens."""
+    start, tokenizer = work.load_source(), work.tokenizer
+    if not tokenizer.words:
+        return start
+    before = work.source_tokenizer()
+    pieces = {tokenizer.encode(word)[0]: before.encode(word) for word in tokenizer.words}
+    say(f"pretrain: {len(pieces)} items are tokens, beside {before.vocab_size} of the backbone's")
+    return with_vocabulary(start, pieces, work.mesh)
 
 
 def sft_stage(work: Workspace) -> dict[str, Any]:

@@ -241,11 +241,13 @@ def _ranking_target(work: Workspace, query: Query, view: Any, written: Written, 
 
 def _make_tokenizer(work: Workspace, written: Written, shown: ChainThoughts | None) -> Tokenizer:
     """Keep the backbone's tokenizer with the run, or train the ``tiny`` one on all that it will have to write."""
+    prepared, config, backbone = work.prepared, work.config.prompts, work.config.backbone
+    item_tokens = backbone.tiny.item_tokens if work.is_tiny else backbone.item_tokens
+    names = [item_name(item) for item in prepared.dataset.items] if item_tokens else ()
     if not work.is_tiny:
         tokenizer = work.source_tokenizer()
-        tokenizer.save(work.tokenizer_dir)
+        (tokenizer.with_words(names) if names else tokenizer).save(work.tokenizer_dir)
         return work.tokenizer
-    prepared, config = work.prepared, work.config.prompts
     texts = []
     for query in [*prepared.queries["sft"], *prepared.queries["rl"]]:
         view = make_view(prepared, query, config, shown)
@@ -259,9 +261,7 @@ def _make_tokenizer(work: Workspace, written: Written, shown: ChainThoughts | No
                 if thought is not None:
                     texts.append("\n".join([*thought.statements, thought.one_line]))
     texts += [item.title for item in prepared.dataset.items]
-    tiny = work.config.backbone.tiny
-    names = [item_name(item) for item in prepared.dataset.items] if tiny.item_tokens else ()
-    return train_tokenizer(texts, tiny.vocab_size, work.tokenizer_dir, words=names)
+    return train_tokenizer(texts, backbone.tiny.vocab_size, work.tokenizer_dir, words=names)
 
 
 def _lengths(tokenizer: Tokenizer, examples: Sequence[TextExample]) -> dict[str, dict[str, int]]:

@@ -28,7 +28,7 @@ OWN_CLASS = "PreTrainedTokenizerFast"
 """The generic class: tokenizer.json is the whole truth. transformers 4 and 5 both know it."""
 
 _OWN_KEYS = {"tokenizer_class", "bos_token", "eos_token", "pad_token", "unk_token", "chat_template",
-             "model_max_length", "clean_up_tokenization_spaces"}
+             "model_max_length", "clean_up_tokenization_spaces", "words"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class TokenizerParts:
         json: a ``tokenizer.json`` as the tokenizers library writes it.
         chat_template: Jinja source, or None.
         bos, eos, pad, unk: contents of the special tokens, or None.
+        words: added tokens that are names and no markup (:mod:`r2rec_jax.tokens.words`).
     """
 
     json: str
@@ -47,6 +48,7 @@ class TokenizerParts:
     eos: str | None = None
     pad: str | None = None
     unk: str | None = None
+    words: tuple[str, ...] = ()
 
     def special_tokens(self) -> dict[str, str]:
         """The special tokens that exist, under the names that chat templates use."""
@@ -98,6 +100,8 @@ def write_folder(parts: TokenizerParts, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"tokenizer_class": OWN_CLASS, "clean_up_tokenization_spaces": False,
                               "model_max_length": int(1e30), **parts.special_tokens()}
+    if parts.words:
+        config["words"] = list(parts.words)
     if parts.chat_template is not None:
         config["chat_template"] = parts.chat_template
     for name, value in ((TOKENIZER_FILE, json.loads(parts.json)), (CONFIG_FILE, config)):
@@ -119,7 +123,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _read_own(folder: Path, config: dict[str, Any]) -> TokenizerParts:
     text = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
-    return TokenizerParts(text, _template(folder, config), **_special(config))
+    return TokenizerParts(text, _template(folder, config), **_special(config), words=_words(folder, config))
+
+
+def _words(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    words = config.get("words", [])
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"words in {folder / CONFIG_FILE} must be a list of strings; got {type(words).__name__}")
+    return tuple(words)
 
 
 def _load_sentencepiece(path: Path, config: dict[str, Any]) -> TokenizerParts:

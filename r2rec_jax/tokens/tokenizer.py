@@ -1,6 +1,6 @@
 """One tokenizer for training and sampling, strict about who may write special tokens.
 
-Three ways in: :meth:`Tokenizer.encode` for untrusted text (never a special or added token),
+Three ways in: :meth:`Tokenizer.encode` for untrusted text (of the added tokens only names),
 :meth:`Tokenizer.encode_completion` for our own markup (only the think and answer tags may be single tokens), and
 :meth:`Tokenizer.encode_document` for a text as transformers would read it. :meth:`Tokenizer.chat` puts untrusted text
 into the chat template. The end token is found from the template, never from the pad token, which may be the same id.
@@ -19,6 +19,7 @@ from pathlib import Path
 from r2rec_jax.tokens import chat as chats
 from r2rec_jax.tokens.parts import TokenizerParts, build, load_parts, write_folder
 from r2rec_jax.tokens.untrusted import text_decoder, untrusted_encoders
+from r2rec_jax.tokens.words import add_words, words_of
 
 MARKUP = ("<think>", "</think>", "<answer>", "</answer>")
 """Tags of our completions; a vocabulary may hold them as tokens of their own."""
@@ -64,16 +65,17 @@ class Tokenizer:
         self._full, parts = build(parts)
         document = json.loads(parts.json)
         special = parts.special_tokens()
-        added = {token["content"]: token["id"] for token in document["added_tokens"]}
+        words = words_of(document, parts.words)
+        added = {token["content"]: token["id"] for token in document["added_tokens"] if token["content"] not in words}
         for name, content in special.items():
             index = self._full.token_to_id(content)
             if index is None:
                 raise ValueError(f"{name} must be in the vocabulary; got {content!r}")
             added[content] = index
         self._added = added
-        self._tokens = _matcher(document["added_tokens"], added)
+        self._tokens = _matcher([token for token in document["added_tokens"] if token["content"] in added], added)
         self._markup = _matcher([], {tag: added[tag] for tag in MARKUP if tag in added})
-        self._plain = untrusted_encoders(document, set(added))
+        self._plain = untrusted_encoders(document, set(added), words)
         self._decoder = text_decoder(document)
         adds_bos = parts.bos is not None and self._full.encode("").ids[:1] == [added[parts.bos]]
         self._template = parts.chat_template or (chats.BOS if adds_bos else "") + chats.PLAIN_TEMPLATE
@@ -166,10 +168,22 @@ class Tokenizer:
         """Write an HF tokenizer folder, chat template included, that AutoTokenizer loads with the same ids."""
         write_folder(self._parts, Path(folder))
 
+    def with_words(self, words: Sequence[str]) -> Tokenizer:
+        """The same tokenizer with names as tokens behind all others (:func:`r2rec_jax.tokens.words.add_words`)."""
+        return Tokenizer(add_words(self._parts, words))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Names that are tokens; every other added token is markup."""
+        return self._parts.words
+
     @property
     def fingerprint(self) -> str:
         """Sha256 over vocabulary, merges, special tokens and chat template, as 64 hexadecimal digits."""
-        return sha256(json.dumps(asdict(self._parts), sort_keys=True).encode()).hexdigest()
+        data = asdict(self._parts)
+        if not self._parts.words:
+            del data["words"]
+        return sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def token(self, index: int) -> str:
         """The vocabulary entry of an id; ValueError where there is none."""
@@ -179,7 +193,7 @@ class Tokenizer:
         return name
 
     def special_ids(self) -> frozenset[int]:
-        """Ids of all special and added tokens: what untrusted text can never give."""
+        """Ids of all special and added tokens but names: what untrusted text can never give."""
         return frozenset(self._added.values())
 
     def _prepare(self, system: str | None) -> tuple[list[_Item], str]:

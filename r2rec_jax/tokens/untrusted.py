@@ -35,12 +35,13 @@ class UntrustedEncoders:
     inside: RustTokenizer
 
 
-def untrusted_encoders(document: dict[str, Any], forbidden: set[str]) -> UntrustedEncoders:
+def untrusted_encoders(document: dict[str, Any], forbidden: set[str], words: dict[str, int]) -> UntrustedEncoders:
     """Encoders without the forbidden tokens.
 
     Args:
         document: a parsed ``tokenizer.json``.
         forbidden: contents of all special and added tokens.
+        words: added tokens that are only names, with their ids; these stay.
 
     Raises:
         ValueError: when the model is no BPE that covers all bytes.
@@ -52,12 +53,14 @@ def untrusted_encoders(document: dict[str, Any], forbidden: set[str]) -> Untrust
     pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     kept = [pair for pair in pairs
             if forbidden.isdisjoint((*pair, "".join(pair))) and not _BYTE_PIECE.fullmatch("".join(pair))]
+    vocab = {piece: index for piece, index in model["vocab"].items() if piece not in forbidden}
     changed = {
-        "vocab": {piece: index for piece, index in model["vocab"].items() if piece not in forbidden},
+        "vocab": vocab | words,  # an added token of the vocabulary keeps its id, others are numbered anew
         "merges": kept,
         "unk_token": None if model.get("unk_token") in forbidden else model.get("unk_token"),
     }
-    bare = {**document, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None,
+    names = [token for token in document["added_tokens"] if token["content"] in words]
+    bare = {**document, "added_tokens": names, "post_processor": None, "truncation": None, "padding": None,
             "model": {**model, **changed}}
     later = {**bare, "pre_tokenizer": _map(bare["pre_tokenizer"], _metaspace_inside)}
     inside = {**later, "normalizer": _map(later["normalizer"], _drop_prepend),

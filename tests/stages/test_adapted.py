@@ -11,10 +11,12 @@ import pytest
 
 from r2rec_jax.models.backbone import parameter
 from r2rec_jax.models.huggingface import load_backbone
+from r2rec_jax.prompts.verbalize import item_name
 from r2rec_jax.stages.corpus import pretraining_texts
 from r2rec_jax.stages.local_teacher import make_local_teacher
 from r2rec_jax.stages.run import RunFolder
 from r2rec_jax.stages.workspace import Workspace
+from r2rec_jax.tokens.tokenizer import Tokenizer
 from r2rec_jax.train import main as train
 from tests.synthetic import SMALL, write_ml100k
 
@@ -106,6 +108,32 @@ def test_texts_begin_as_the_tokenizer_begins_documents(data: Path, source: Path,
     assert {text.ids[0] for text in pretraining_texts(work)[0]} == {work.tokenizer.bos_id}
     vars(work.tokenizer)["document_start"] = ()
     assert work.tokenizer.bos_id not in {text.ids[0] for text in pretraining_texts(work)[0]}
+
+
+def test_items_become_tokens_that_all_later_stages_and_exports_know(data: Path, source: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = [f"--backbone.source={source}", "--pretrain.adapt=true", "--backbone.item_tokens=true", "--pretrain.steps=4",
+            "--pretrain.mix.choices=1", "--pretrain.choices_as=completion", "--evaluate.likelihood=sum"]
+    assert train(arguments(data, run, *more)) == 0
+    work, plain = Workspace(RunFolder.existing(run)), Tokenizer.load(source)
+    names = {item_name(item) for item in work.prepared.dataset.items}
+    assert set(work.tokenizer.words) == names - set(plain.words)
+    size = plain.vocab_size + len(work.tokenizer.words)
+    assert work.tokenizer.vocab_size == work.backbone.config.vocab_size == size
+    assert all(len(work.tokenizer.encode(name)) == 1 < len(plain.encode(name)) for name in names)
+    for folder in (run / "pretrain" / "backbone", run / "thoughts" / "tokenizer"):
+        assert Tokenizer.load(folder).words == work.tokenizer.words
+    assert results(run)["thoughts"]["vocab_size"] == size
+    assert results(run)["pretrain"]["start_sha256"] != load_backbone(source, None, "float32").sha256
+    shorter = results(run)["thoughts"]["tokens"]["ranking"]["prompt_median"]
+    assert train(arguments(data, tmp_path / "plain", f"--backbone.source={source}", "--stages=prepare,thoughts")) == 0
+    assert shorter < results(tmp_path / "plain")["thoughts"]["tokens"]["ranking"]["prompt_median"]
+
+
+def test_items_as_tokens_want_a_backbone_that_is_trained(data: Path, source: Path, tmp_path: Path, capsys) -> None:
+    for name, why in ((source, "new tokens must be learned"), ("tiny", "tiny has backbone.tiny.item_tokens")):
+        assert train(arguments(data, tmp_path / "run", f"--backbone.source={name}", "--backbone.item_tokens=true")) == 2
+        assert f"backbone.item_tokens must be false without pretrain.adapt ({why})" in capsys.readouterr().err
 
 
 def test_a_backbone_from_scratch_cannot_be_trained_further(data: Path, tmp_path: Path, capsys) -> None:

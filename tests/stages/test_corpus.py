@@ -117,6 +117,21 @@ def test_the_answer_of_a_choice_is_the_next_like_and_the_others_are_unknown_to_t
     assert choices > 100 and sizes <= set(range(CHOICE_SIZES[0], CHOICE_SIZES[1] + 1))
 
 
+def test_a_whole_choice_says_in_a_thought_what_it_then_puts_first(work: Workspace) -> None:
+    bare, whole = (list(liked_choices(work.prepared, np.random.default_rng(2), PromptConfig(), whole=whole))
+                   for whole in (False, True))
+    assert len(bare) == len(whole) > 100
+    for short, long in zip(bare, whole, strict=True):
+        assert [part for part in long if not part[1]] == [part for part in short if not part[1]], "lists are the same"
+        for (answer, _), (completion, trained) in zip(short[2::2], long[2::2], strict=True):
+            parsed = split_completion(completion, opened_think=False)
+            best = answer.split("\n")[1]
+            assert trained and completion == (f"<think>\nAmong the candidates, {best} fits best.\n</think>\n{answer}")
+            assert parsed[0].strip() == f"Among the candidates, {best} fits best."
+    silent = PromptConfig(thoughts="none")
+    assert list(liked_choices(work.prepared, np.random.default_rng(2), silent, whole=True)) == bare
+
+
 def _follows(part: list[int], whole: list[int]) -> bool:
     return any(whole[i:i + len(part)] == part for i in range(len(whole) - len(part) + 1))
 

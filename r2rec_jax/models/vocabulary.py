@@ -1,0 +1,58 @@
+"""A larger vocabulary for a pretrained model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from r2rec_jax.models.backbone import Backbone, parameter, with_base
+from r2rec_jax.models.llama import abstract_llama, split_llama
+from r2rec_jax.parallel.sharding import place, to_host
+
+
+def with_vocabulary(backbone: Backbone, pieces: Mapping[int, Sequence[int]], mesh: Mesh | None = None) -> Backbone:
+    """The same model with more tokens, each of which begins as the mean of those that spelled it until now.
+
+    In the embedding, and in the output projection where that is not tied. A mean keeps what the model knows of the
+    pieces, and the logit of the new token lies between theirs.
+
+    Args:
+        backbone: with full weights.
+        pieces: the tokens that spelled a new token, by its id. Ids below the present size, which tokenizers leave free
+            when embeddings are padded, take over the row that is there.
+        mesh: where the result is placed; None for a single device.
+
+    Raises:
+        ValueError: the backbone is quantised, or ids leave a gap behind the present vocabulary.
+    """
+    if backbone.quantize != "none":
+        raise ValueError(f"a vocabulary is enlarged in full weights; {backbone.source} is {backbone.quantize}")
+    old = backbone.config.vocab_size
+    size = max(old, 1 + max(pieces, default=0))
+    if missing := set(range(old, size)) - set(pieces):
+        raise ValueError(f"new tokens must leave no gap behind a vocabulary of {old}; got none of id {min(missing)}")
+
+    def grown(table: Float[np.ndarray, "V D"]) -> Float[np.ndarray, "W D"]:
+        rows = np.concatenate([table, np.zeros((size - old, table.shape[1]), table.dtype)])
+        for index, spelled in pieces.items():
+            rows[index] = table[list(spelled)].astype(np.float32).mean(axis=0)
+        return rows
+
+    def changed(path: tuple[Any, ...], value: Array) -> Array:
+        if path == ("embed",):
+            return jnp.asarray(grown(to_host(value)))
+        return jnp.asarray(grown(to_host(value).T).T) if path == ("lm_head",) else value
+
+    flat = [(path, variable.replace(changed(path, variable[...]))) for path, variable in nnx.to_flat_state(backbone.base)]
+    config = replace(backbone.config, vocab_size=size)
+    dtype = parameter(backbone.base, ("embed",)).dtype
+    graphdef, _, _ = split_llama(abstract_llama(config, backbone.lora_config, dtype))
+    larger = replace(backbone, graphdef=graphdef, config=config, hf_config={**backbone.hf_config, "vocab_size": size})
+    return with_base(larger, place(nnx.from_flat_state(flat), mesh), backbone.source)
