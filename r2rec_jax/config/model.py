@@ -57,7 +57,8 @@ class BackboneConfig:
             trained on; merging adds it to the full weights.
         item_tokens: every item's title and year becomes one token, added to a pretrained backbone's vocabulary as the
             mean of the tokens that spelled it: shorter prompts and answers, and the choice of an item is one decision.
-            The new rows have to be learned, so ``pretrain.adapt`` must be on (*extension*).
+            The new rows have to be learned, so ``pretrain.adapt`` must be on (*extension*). ``--plan`` does not count
+            them: it knows no items.
         tiny: the shape used by ``source: tiny``, which has a setting of its own for this.
     """
 

@@ -50,7 +50,8 @@ def with_vocabulary(backbone: Backbone, pieces: Mapping[int, Sequence[int]], mes
             return jnp.asarray(grown(to_host(value)))
         return jnp.asarray(grown(to_host(value).T).T) if path == ("lm_head",) else value
 
-    flat = [(path, variable.replace(changed(path, variable[...]))) for path, variable in nnx.to_flat_state(backbone.base)]
+    flat = [(path, variable.replace(changed(path, variable[...])))
+            for path, variable in nnx.to_flat_state(backbone.base)]
     config = replace(backbone.config, vocab_size=size)
     dtype = parameter(backbone.base, ("embed",)).dtype
     graphdef, _, _ = split_llama(abstract_llama(config, backbone.lora_config, dtype))

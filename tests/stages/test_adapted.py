@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +131,25 @@ def test_items_become_tokens_that_all_later_stages_and_exports_know(data: Path, 
     shorter = results(run)["thoughts"]["tokens"]["ranking"]["prompt_median"]
     assert train(arguments(data, tmp_path / "plain", f"--backbone.source={source}", "--stages=prepare,thoughts")) == 0
     assert shorter < results(tmp_path / "plain")["thoughts"]["tokens"]["ranking"]["prompt_median"]
+
+
+@pytest.mark.slow
+def test_several_devices_adapt_it_as_one_does(data: Path, source: Path, tmp_path: Path) -> None:
+    losses, hashes = [], []
+    for devices, layout in ((1, []), (4, ["--parallel.fsdp=2", "--parallel.tensor=2", "--parallel.data=1"])):
+        run = tmp_path / str(devices)
+        more = [f"--backbone.source={source}", "--pretrain.adapt=true", "--backbone.item_tokens=true",
+                "--pretrain.steps=4", "--pretrain.mix.choices=1", "--stages=prepare,thoughts,pretrain", *layout]
+        done = subprocess.run(
+            [sys.executable, "-m", "r2rec_jax.train", *arguments(data, run, *more)], capture_output=True, text=True,
+            cwd=CONFIG.parents[1],
+            env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"})
+        assert done.returncode == 0, done.stderr[-2000:]
+        losses.append([row["loss"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())])
+        hashes.append(results(run)["pretrain"]["start_sha256"])
+        assert load_backbone(run / "pretrain" / "backbone", None, "float32").sha256
+    assert hashes[0] == hashes[1]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
 def test_items_as_tokens_want_a_backbone_that_is_trained(data: Path, source: Path, tmp_path: Path, capsys) -> None:
