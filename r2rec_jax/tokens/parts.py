@@ -123,7 +123,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _read_own(folder: Path, config: dict[str, Any]) -> TokenizerParts:
     text = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
-    return TokenizerParts(text, _template(folder, config), **_special(config), words=_words(folder, config))
+    bos, eos, pad, unk = (_special(config)[name] for name in ("bos", "eos", "pad", "unk"))
+    return TokenizerParts(text, _template(folder, config), bos, eos, pad, unk, _words(folder, config))
 
 
 def _words(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
@@ -137,7 +138,7 @@ def _load_sentencepiece(path: Path, config: dict[str, Any]) -> TokenizerParts:
     from r2rec_jax.tokens.sentencepiece_model import read_sentencepiece
 
     parts = read_sentencepiece(path)
-    given = {name: content for name, content in _special(config).items() if content is not None}
+    given: dict[str, Any] = {name: content for name, content in _special(config).items() if content is not None}
     return replace(parts, chat_template=_template(path.parent, config), **given)
 
 

@@ -32,7 +32,8 @@ def add_words(parts: TokenizerParts, words: Sequence[str]) -> TokenizerParts:
     fresh = [word for word in dict.fromkeys(words) if word and word not in known]
     trial = parse_json(parts.json)
     trial.add_tokens([_token(word) for word in fresh])
-    kept = [word for word in fresh if trial.decode([trial.token_to_id(word)], skip_special_tokens=False) == word]
+    ids = trial.get_vocab(with_added_tokens=True)
+    kept = [word for word in fresh if trial.decode([ids[word]], skip_special_tokens=False) == word]
     full.add_tokens([_token(word) for word in kept])
     return replace(parts, json=full.to_str(), words=(*parts.words, *kept))
 
