@@ -75,9 +75,7 @@ def read_gguf_parts(path: Path) -> TokenizerParts:
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
         raise ValueError(f"a GGUF tokenizer's tokens must differ; got {len(tokens) - len(vocab)} repeated in {path}")
-    special = {name: _named(tokens, field(f"{key}_token_id")) for name, key in
-               (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))}
-    bos = special["bos"]
+    bos, eos, pad, unk = (_named(tokens, field(f"{key}_token_id")) for key in ("bos", "eos", "padding", "unknown"))
     added = [added_token(index, token, kind != _USER_DEFINED)
              for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
              if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
@@ -85,7 +83,7 @@ def read_gguf_parts(path: Path) -> TokenizerParts:
     document = byte_level_document(vocab, [merge.split(" ") for merge in merges], added, pre_tokenizer, ignore_merges)
     if bos is not None and field("add_bos_token", pre in ("llama-bpe", "llama3", "llama-v3")):
         document["post_processor"] = bos_processor(bos, vocab[bos])
-    return TokenizerParts(json.dumps(document), fields.get("tokenizer.chat_template"), **special)
+    return TokenizerParts(json.dumps(document), fields.get("tokenizer.chat_template"), bos, eos, pad, unk)
 
 
 def byte_level_document(
