@@ -55,8 +55,9 @@ class BackboneConfig:
             keep ``dtype``): less memory, less to read a decoded token, log-probabilities that drift a little
             (``python -m r2rec_jax.score --quantize int8`` prints how far). An adapter belongs to the form it was
             trained on; merging adds it to the full weights.
-        item_tokens: every item's title and year becomes one token, added to a pretrained backbone's vocabulary as the
-            mean of the tokens that spelled it: shorter prompts and answers, and the choice of an item is one decision.
+        item_tokens: an item's title and year becomes one token, added to a pretrained backbone's vocabulary as the mean
+            of the tokens that spelled it: shorter prompts and answers, and the choice of an item is one decision. For
+            catalogues that an embedding can hold; byte-level tokenizers only.
             The new rows have to be learned, so ``pretrain.adapt`` must be on (*extension*). ``--plan`` does not count
             them: it knows no items.
         tiny: the shape used by ``source: tiny``, which has a setting of its own for this.

@@ -49,6 +49,7 @@ class LoraLinear(nnx.Module):
         if self.quantized:
             # Without it XLA takes the cast out of the decoder's token loop and keeps every layer wide.
             kernel, x = jax.lax.optimization_barrier((kernel, x))
+        # Rows of tokens: over batch and time as two axes, XLA transposes what a trained kernel's gradient is made of.
         y = (x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)).reshape(*x.shape[:-1], kernel.shape[-1])
         if self.quantized:
             y = (y.astype(jnp.float32) * self.kernel_scale[...]).astype(x.dtype)

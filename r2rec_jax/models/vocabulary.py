@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from r2rec_jax.models.backbone import Backbone, parameter, with_base
 from r2rec_jax.models.llama import abstract_llama, split_llama
@@ -30,7 +31,7 @@ def with_vocabulary(backbone: Backbone, pieces: Mapping[int, Sequence[int]], mes
         mesh: where the result is placed; None for a single device.
 
     Raises:
-        ValueError: the backbone is quantised, or ids leave a gap behind the present vocabulary.
+        ValueError: the backbone is quantised, ids leave a gap behind the present vocabulary, or nothing spelled one.
     """
     if backbone.quantize != "none":
         raise ValueError(f"a vocabulary is enlarged in full weights; {backbone.source} is {backbone.quantize}")
@@ -38,6 +39,8 @@ def with_vocabulary(backbone: Backbone, pieces: Mapping[int, Sequence[int]], mes
     size = max(old, 1 + max(pieces, default=0))
     if missing := set(range(old, size)) - set(pieces):
         raise ValueError(f"new tokens must leave no gap behind a vocabulary of {old}; got none of id {min(missing)}")
+    if bare := [index for index, spelled in pieces.items() if not spelled]:
+        raise ValueError(f"something must have spelled a new token; got nothing for id {bare[0]}")
 
     def grown(table: Float[np.ndarray, "V D"]) -> Float[np.ndarray, "W D"]:
         rows = np.concatenate([table, np.zeros((size - old, table.shape[1]), table.dtype)])
@@ -45,15 +48,17 @@ def with_vocabulary(backbone: Backbone, pieces: Mapping[int, Sequence[int]], mes
             rows[index] = table[list(spelled)].astype(np.float32).mean(axis=0)
         return rows
 
-    def changed(path: tuple[Any, ...], value: Array) -> Array:
+    def changed(path: tuple[Any, ...], value: np.ndarray) -> np.ndarray:
         if path == ("embed",):
-            return jnp.asarray(grown(to_host(value)))
-        return jnp.asarray(grown(to_host(value).T).T) if path == ("lm_head",) else value
+            return grown(value)
+        return grown(value.T).T if path == ("lm_head",) else value
 
     flat = [(path, variable.replace(changed(path, variable[...])))
-            for path, variable in nnx.to_flat_state(backbone.base)]
+            for path, variable in nnx.to_flat_state(to_host(backbone.base))]
     config = replace(backbone.config, vocab_size=size)
     dtype = parameter(backbone.base, ("embed",)).dtype
     graphdef, _, _ = split_llama(abstract_llama(config, backbone.lora_config, dtype))
     larger = replace(backbone, graphdef=graphdef, config=config, hf_config={**backbone.hf_config, "vocab_size": size})
-    return with_base(larger, place(nnx.from_flat_state(flat), mesh), backbone.source)
+    whole = with_base(larger, nnx.from_flat_state(flat), backbone.source)  # hashed on the host: a mesh spans processes
+    base = jax.tree.map(jnp.asarray, whole.base) if mesh is None else place(whole.base, mesh)
+    return replace(whole, base=base)

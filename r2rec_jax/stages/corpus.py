@@ -31,7 +31,7 @@ from r2rec_jax.stages.prepared import Prepared
 from r2rec_jax.stages.rendering import render_queries
 from r2rec_jax.stages.thinking import read_examples, shown_thoughts, write_thoughts
 from r2rec_jax.stages.workspace import Workspace
-from r2rec_jax.thoughts.target import CONCLUSIONS
+from r2rec_jax.thoughts.target import conclusion
 from r2rec_jax.training.pretrain import Text
 
 LIKES_A_TEXT = 20
@@ -184,7 +184,7 @@ def liked_choices(prepared: Prepared, rng: np.random.Generator, prompts: PromptC
         prepared: the data.
         rng: draws lists.
         prompts: words, order and whether there are thoughts.
-        whole: a choice is a whole completion, whose thought says which item fits best, as SFT's do.
+        whole: a choice is a whole completion, whose thought says which item fits best.
     """
     items = prepared.dataset.items
     heading = liked_heading(wording(prompts.template(prepared.dataset.domain)), prompts)
@@ -219,7 +219,7 @@ def _choice(prepared: Prepared, target: int, others: NDArray[np.integer], rng: n
     best = sorted(range(count), key=lambda i: (listed[i] != target, -prepared.item_scores[listed[i]]))
     texts = candidate_texts(of_list, facts=facts)
     lines = "".join(f"{number}. {text}\n" for number, text in enumerate(texts, start=1))
-    answer = render_completion([f"{CONCLUSIONS[0]} {labels[best[0]]} fits best."] if thought else [],
+    answer = render_completion([conclusion(labels[best[0]])] if thought else [],
                                render_answer(best, "titles", labels, ANSWERED))
     return [(f"Candidates:\n{lines}", False), (f"{answer}\n", True)]
 

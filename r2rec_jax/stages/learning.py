@@ -80,11 +80,10 @@ def _untrained(work: Workspace) -> Backbone:
 
 def _pretrained(work: Workspace) -> Backbone:
     """The backbone as it comes, with rows for the items that the run's tokenizer has as tokens."""
-    start, tokenizer = work.load_source(), work.tokenizer
-    if not tokenizer.words:
+    start, tokenizer, before = work.load_source(), work.tokenizer, work.source_tokenizer()
+    pieces = {tokenizer.encode(word)[0]: before.encode(word) for word in tokenizer.words if word not in before.words}
+    if not pieces:
         return start
-    before = work.source_tokenizer()
-    pieces = {tokenizer.encode(word)[0]: before.encode(word) for word in tokenizer.words}
     say(f"pretrain: {len(pieces)} items are tokens, beside {before.vocab_size} of the backbone's")
     return with_vocabulary(start, pieces, work.mesh)
 

@@ -33,6 +33,11 @@ CONCLUSIONS = (_FITS, _CLOSEST) = ("Among the candidates,", "Of all candidates,"
 """How the statement begins that names the answer."""
 
 
+def conclusion(answer: str, reason: str = "") -> str:
+    """The statement that names the answer."""
+    return f"{_FITS} {answer} fits best{reason}."
+
+
 @dataclass(frozen=True)
 class RankingTarget:
     """What the model should answer to a ranking prompt.
@@ -200,5 +205,5 @@ def _conclusion(
         reason = f", sharing {common} with {title_text(nearest)}"
     elif answer.year is not None and any(abs(answer.year - year) <= 5 for year in years):
         reason = f"; like others they liked, it is from around {answer.year}"
-    return phrase([f"{_FITS} {label}{number} fits best{reason}.", f"{_CLOSEST} {label}{number} comes closest{reason}."],
+    return phrase([conclusion(label + number, reason), f"{_CLOSEST} {label}{number} comes closest{reason}."],
                   "conclusion")

@@ -127,10 +127,10 @@ def _read_own(folder: Path, config: dict[str, Any]) -> TokenizerParts:
     return TokenizerParts(text, _template(folder, config), bos, eos, pad, unk, _words(folder, config))
 
 
-def _words(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
+def _words(source: str | Path, config: dict[str, Any]) -> tuple[str, ...]:
     words = config.get("words", [])
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ValueError(f"words in {folder / CONFIG_FILE} must be a list of strings; got {type(words).__name__}")
+        raise ValueError(f"words in {CONFIG_FILE} must be a list of strings; got {type(words).__name__} in {source}")
     return tuple(words)
 
 
@@ -184,7 +184,7 @@ def _load_with_transformers(source: str) -> TokenizerParts:
                          f"save it with a {TOKENIZER_FILE}")
     return TokenizerParts(
         backend.to_str(), _default_template(loaded.chat_template),
-        loaded.bos_token, loaded.eos_token, loaded.pad_token, loaded.unk_token,
+        loaded.bos_token, loaded.eos_token, loaded.pad_token, loaded.unk_token, _words(source, loaded.init_kwargs),
     )
 
 

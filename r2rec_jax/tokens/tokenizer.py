@@ -65,7 +65,7 @@ class Tokenizer:
         self._full, parts = build(parts)
         document = json.loads(parts.json)
         special = parts.special_tokens()
-        words = words_of(document, parts.words)
+        words = words_of(document, parts, MARKUP)
         added = {token["content"]: token["id"] for token in document["added_tokens"] if token["content"] not in words}
         for name, content in special.items():
             index = self._full.token_to_id(content)
@@ -113,7 +113,8 @@ class Tokenizer:
         return cls(read_gguf_parts(Path(path)))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of untrusted text in the middle of a conversation: no special or added token can come out.
+        """Ids of untrusted text in the middle of a conversation: no special token can come out, and no added one but
+        names.
 
         ``decode(encode(text)) == text``, with three exceptions: a lone surrogate, which is no Unicode text, becomes
         U+FFFD; a sentencepiece tokenizer has one symbol for the space and U+2581, and gives the space back; and bytes

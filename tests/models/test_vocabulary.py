@@ -66,5 +66,7 @@ def test_means_are_taken_in_float32_and_kept_in_the_dtype_of_the_weights(make_ba
 def test_gaps_and_rounded_weights_are_refused(make_backbone) -> None:
     with pytest.raises(ValueError, match="no gap behind a vocabulary of 97; got none of id 97"):
         with_vocabulary(make_backbone(), {98: [1]})
+    with pytest.raises(ValueError, match="spelled a new token; got nothing for id 97"):
+        with_vocabulary(make_backbone(), {97: []})
     with pytest.raises(ValueError, match="enlarged in full weights"):
         with_vocabulary(replace(make_backbone(), quantize="int8"), PIECES)

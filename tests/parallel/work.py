@@ -20,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from r2rec_jax.config import GrpoConfig, LoraConfig, ParallelConfig, SftConfig
+from r2rec_jax.models.backbone import Backbone
 from r2rec_jax.models.llama import LlamaConfig, abstract_llama, split_llama
+from r2rec_jax.models.vocabulary import with_vocabulary
 from r2rec_jax.parallel import distributed
 from r2rec_jax.parallel.mesh import make_mesh
 from r2rec_jax.parallel.sharding import place, to_host
@@ -43,7 +45,7 @@ GRPO = GrpoConfig(epochs=10, group_size=4, prompts_per_step=8, micro_prompts=1, 
 
 @dataclass
 class Numbers:
-    """Losses [steps] and gradients [steps, parameters] of both loops, and greedy tokens."""
+    """Losses [steps] and gradients [steps, parameters] of both loops, greedy tokens, weights with two tokens more."""
 
     sft_loss: np.ndarray
     sft_grads: np.ndarray
@@ -51,6 +53,7 @@ class Numbers:
     grpo_grads: np.ndarray
     sft_lora: np.ndarray
     greedy: np.ndarray
+    grown: np.ndarray
 
 
 class Log:
@@ -128,8 +131,9 @@ def run(parallel: ParallelConfig | None) -> Numbers:
     prompts = [e.prompt_ids for e in examples(21)]
     drawn = decoder.generate(place(lora, mesh), model.base, prompts, group=2, max_new_tokens=16, temperature=0.0,
                              top_p=1.0, key=jax.random.key(0))
+    grown = with_vocabulary(Backbone(graphdef, model.base, CONFIG, {}, "drawn", "", lora), {64: [3, 4], 65: [5]}, mesh)
     return Numbers(np.array(sft_log.losses), sft_grads, np.array(grpo_log.losses), np.stack(gradients),
-                   flat(trained.params), drawn.tokens)
+                   flat(trained.params), drawn.tokens, flat(grown.base))
 
 
 def apart(a: Numbers, b: Numbers) -> dict[str, float]:

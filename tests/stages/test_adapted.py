@@ -120,12 +120,14 @@ def test_items_become_tokens_that_all_later_stages_and_exports_know(data: Path, 
     assert train(arguments(data, run, *more)) == 0
     work, plain = Workspace(RunFolder.existing(run)), Tokenizer.load(source)
     names = {item_name(item) for item in work.prepared.dataset.items}
-    assert set(work.tokenizer.words) == names - set(plain.words)
+    assert set(work.tokenizer.words) == names
     size = plain.vocab_size + len(work.tokenizer.words)
     assert work.tokenizer.vocab_size == work.backbone.config.vocab_size == size
     assert all(len(work.tokenizer.encode(name)) == 1 < len(plain.encode(name)) for name in names)
-    for folder in (run / "pretrain" / "backbone", run / "thoughts" / "tokenizer"):
+    exports = [run / "export" / name for name in ("peft", "merged")]
+    for folder in (run / "pretrain" / "backbone", run / "thoughts" / "tokenizer", *exports):
         assert Tokenizer.load(folder).words == work.tokenizer.words
+    assert load_backbone(exports[1], None, "float32").config.vocab_size == size
     assert results(run)["thoughts"]["vocab_size"] == size
     assert results(run)["pretrain"]["start_sha256"] != load_backbone(source, None, "float32").sha256
     shorter = results(run)["thoughts"]["tokens"]["ranking"]["prompt_median"]
@@ -150,6 +152,18 @@ def test_several_devices_adapt_it_as_one_does(data: Path, source: Path, tmp_path
         assert load_backbone(run / "pretrain" / "backbone", None, "float32").sha256
     assert hashes[0] == hashes[1]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_items_that_are_tokens_of_the_source_are_not_added_again(data: Path, source: Path, tmp_path: Path) -> None:
+    common = ["--pretrain.adapt=true", "--pretrain.steps=2", "--stages=prepare,thoughts,pretrain"]
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert train(arguments(data, first, f"--backbone.source={source}", "--backbone.item_tokens=true", *common)) == 0
+    for more in ([], ["--backbone.item_tokens=true"]):
+        assert train(arguments(data, again / str(len(more)), f"--backbone.source={first / 'pretrain' / 'backbone'}",
+                               *common, *more)) == 0
+        found = results(again / str(len(more)))
+        assert found["pretrain"]["start_sha256"] == results(first)["pretrain"]["base_sha256"]
+        assert found["thoughts"]["tokenizer"] == results(first)["thoughts"]["tokenizer"]
 
 
 def test_items_as_tokens_want_a_backbone_that_is_trained(data: Path, source: Path, tmp_path: Path, capsys) -> None:

@@ -35,6 +35,7 @@ from r2rec_jax.stages.prepare import prepare_stage
 from r2rec_jax.stages.run import RunFolder
 from r2rec_jax.stages.thinking import thoughts_stage
 from r2rec_jax.stages.workspace import Workspace
+from r2rec_jax.thoughts.target import conclusion
 from tests.synthetic import write_ml100k
 
 ALL = MixConfig(histories=2, choices=2, thoughts=1, prompts=1, examples=1)
@@ -126,8 +127,8 @@ def test_a_whole_choice_says_in_a_thought_what_it_then_puts_first(work: Workspac
         for (answer, _), (completion, trained) in zip(short[2::2], long[2::2], strict=True):
             parsed = split_completion(completion, opened_think=False)
             best = answer.split("\n")[1]
-            assert trained and completion == (f"<think>\nAmong the candidates, {best} fits best.\n</think>\n{answer}")
-            assert parsed[0].strip() == f"Among the candidates, {best} fits best."
+            assert trained and completion == f"<think>\n{conclusion(best)}\n</think>\n{answer}"
+            assert parsed[0].strip() == conclusion(best) == f"Among the candidates, {best} fits best."
     silent = PromptConfig(thoughts="none")
     assert list(liked_choices(work.prepared, np.random.default_rng(2), silent, whole=True)) == bare
 
