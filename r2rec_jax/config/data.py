@@ -153,6 +153,9 @@ class PromptConfig:
         facts: beside titles show years, genres and further facts of items; false shows years alone, which makes a
             prompt a good deal shorter (the paper does not say what its prompts show). Teachers are shown no more, so
             that a thought says nothing that cannot be read in its prompt.
+        names: what thoughts call an item: its ``title``, or the ``label`` that prompts list, title and year, which is
+            then its whole name, so that nothing is said of years. With item tokens a thought then holds the prompt's
+            token, whose letters a model cannot see; without ``facts`` only (*extension*).
         chains: show the interaction chains (the paper's ablation "w/o Interaction Chain" sets false).
         thoughts: ``completion`` (the model writes them), ``prompt`` (a teacher's are shown: "Prompt Full"), or
             ``none`` (no reasoning asked for: "w/o Reasoning Chain").
@@ -167,6 +170,7 @@ class PromptConfig:
     liked: int = 5
     order: Literal["newest-first", "oldest-first"] = "newest-first"
     facts: bool = True
+    names: Literal["title", "label"] = "title"
     chains: bool = True
     thoughts: Literal["completion", "prompt", "none"] = "completion"
     detail: Literal["hops", "brief"] = "hops"
@@ -177,6 +181,8 @@ class PromptConfig:
     def __post_init__(self) -> None:
         check(1 <= self.liked <= 50, "prompts.liked", "in 1..50", self.liked)
         check(self.max_tokens >= 32, "prompts.max_tokens", ">= 32", self.max_tokens)
+        check(not (self.facts and self.names == "label"), "prompts.names", "'title' with prompts.facts", self.names,
+              "facts begin with the year")
 
     def template(self, own: str) -> str:
         """The domain whose template is used: the configured one, or the data set's ``own``."""

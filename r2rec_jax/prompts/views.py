@@ -1,7 +1,7 @@
 """What a prompt shows, with every index resolved to its item or user.
 
 Without ``prompts.facts`` its items carry title and year alone: whoever writes from a view, a teacher above all, cannot
-speak of facts that the prompt does not show.
+speak of facts that the prompt does not show. With ``prompts.names: label`` the year is part of the title.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from r2rec_jax.config import PromptConfig
 from r2rec_jax.data.interactions import Dataset, Item, User
 
 if TYPE_CHECKING:
@@ -64,18 +65,25 @@ class QueryView:
     thoughts: tuple[str, ...] = field(default=())
 
 
-def shown_item(item: Item, *, facts: bool) -> Item:
-    """The item as prompts show it: without ``facts`` its title and year alone."""
-    return item if facts else replace(item, genres=(), details=())
+def shown_item(item: Item, config: PromptConfig) -> Item:
+    """The item as prompts show it: without ``facts`` its title and year alone, and with ``names: label`` both as one
+    name."""
+    if not config.facts:
+        item = replace(item, genres=(), details=())
+    if config.names == "title" or item.year is None:
+        return item
+    year = f"({item.year})"
+    title = item.title.strip(" ")
+    return replace(item, title=title if title.endswith(year) else f"{title} {year}", year=None)
 
 
-def resolve_chain(dataset: Dataset, chain: Chain, *, facts: bool) -> ChainView:
+def resolve_chain(dataset: Dataset, chain: Chain, config: PromptConfig) -> ChainView:
     """A chain of indices as a chain of records, its items as :func:`shown_item` leaves them."""
     return ChainView(
         user=dataset.users[chain.user_idx],
-        item0=shown_item(dataset.items[chain.item0], facts=facts),
+        item0=shown_item(dataset.items[chain.item0], config),
         neighbour=dataset.users[chain.neighbour],
-        item1=shown_item(dataset.items[chain.item1], facts=facts),
+        item1=shown_item(dataset.items[chain.item1], config),
         rating_u0=chain.rating_u0,  # type: ignore[arg-type]
         rating_n0=chain.rating_n0,  # type: ignore[arg-type]
         rating_n1=chain.rating_n1,  # type: ignore[arg-type]

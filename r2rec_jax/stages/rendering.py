@@ -62,14 +62,14 @@ def make_view(prepared: Prepared, query: Query, config: PromptConfig, thoughts: 
     Args:
         prepared: the data.
         query: whose prompt.
-        config: how many liked items, and whether with their facts.
+        config: how many liked items, whether with their facts, and how they are named.
         thoughts: thoughts to show with the chains (``prompts.thoughts: prompt``).
     """
     data = prepared.dataset
-    chains = distinct_chains(prepared, query, facts=config.facts)
+    chains = distinct_chains(prepared, query, config)
 
     def shown(index: int) -> Item:
-        return shown_item(data.items[index], facts=config.facts)
+        return shown_item(data.items[index], config)
 
     return QueryView(
         domain=data.domain, profile=data.users[query.user_idx],
@@ -78,9 +78,9 @@ def make_view(prepared: Prepared, query: Query, config: PromptConfig, thoughts: 
         thoughts=tuple(thoughts[chain] for chain in chains) if thoughts else ())
 
 
-def distinct_chains(prepared: Prepared, query: Query, *, facts: bool) -> tuple[ChainView, ...]:
-    """The chains of a query, a chain that was drawn twice shown once; ``facts`` as in ``prompts.facts``."""
-    return tuple(dict.fromkeys(resolve_chain(prepared.dataset, chain, facts=facts)
+def distinct_chains(prepared: Prepared, query: Query, config: PromptConfig) -> tuple[ChainView, ...]:
+    """The chains of a query as prompts show them, a chain that was drawn twice shown once."""
+    return tuple(dict.fromkeys(resolve_chain(prepared.dataset, chain, config)
                                for chain in prepared.chains_of(query)))
 
 

@@ -110,8 +110,8 @@ def write_thoughts(work: Workspace, queries: Sequence[Query], prepared: Prepared
         RuntimeError: a chat server had to be left before the end; what it wrote is in the store.
     """
     data = prepared or work.prepared
-    facts = work.config.prompts.facts
-    chains = list(dict.fromkeys(c for query in queries for c in distinct_chains(data, query, facts=facts)))
+    prompts = work.config.prompts
+    chains = list(dict.fromkeys(c for query in queries for c in distinct_chains(data, query, prompts)))
     keys = [str(work.config.train_seed)] * len(chains)
     with _store_folder(work) as folder:
         store = ThoughtStore(folder / "thoughts.jsonl")

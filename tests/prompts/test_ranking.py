@@ -83,7 +83,7 @@ with the candidate numbers of all 4, best first: <answer>7, 3, 12, ...</answer>"
 
 def test_without_facts_items_are_titles_and_years_everywhere() -> None:
     def bare(item: Item) -> Item:
-        return shown_item(item, facts=False)
+        return shown_item(item, replace(CONFIG, facts=False))
 
     view = replace(VIEW, liked=tuple((bare(item), rating) for item, rating in VIEW.liked),
                    chains=tuple(replace(c, item0=bare(c.item0), item1=bare(c.item1)) for c in VIEW.chains),
@@ -95,6 +95,24 @@ def test_without_facts_items_are_titles_and_years_everywhere() -> None:
     genres = {genre for item in (*VIEW.candidates, *(item for item, _ in VIEW.liked)) for genre in item.genres}
     assert genres and not any(genre in prompt.text for genre in genres)
     assert prompt.candidates == full.candidates
+
+
+def test_a_label_as_the_name_changes_no_prompt() -> None:
+    titles, labels = (PromptConfig(facts=False, names=names) for names in ("title", "label"))
+
+    def shown(config: PromptConfig) -> QueryView:
+        return replace(VIEW, liked=tuple((shown_item(item, config), rating) for item, rating in VIEW.liked),
+                       chains=tuple(replace(c, item0=shown_item(c.item0, config), item1=shown_item(c.item1, config))
+                                    for c in VIEW.chains),
+                       candidates=tuple(shown_item(item, config) for item in VIEW.candidates))
+
+    assert render_ranking(shown(titles), titles) == render_ranking(shown(labels), labels)
+    named = [title_text(item) for item in shown(labels).candidates]
+    assert named == list(item_labels(VIEW.candidates)) != [title_text(item) for item in shown(titles).candidates]
+    again = Item("7", "Heat (1995)", 1995, ("Action",))
+    assert item_text(shown_item(again, labels)) == "Heat (1995)", "a year that the title has is not told twice"
+    with pytest.raises(ValueError, match=r"prompts\.names must be 'title' with prompts\.facts"):
+        PromptConfig(names="label")
 
 
 def test_likes_in_the_order_of_time() -> None:

@@ -12,7 +12,7 @@ from r2rec_jax.config import DataConfig, PromptConfig, TrainConfig
 from r2rec_jax.prompts.answer import parse_completion
 from r2rec_jax.prompts.ranking import render_ranking
 from r2rec_jax.prompts.thought import render_thought, teacher_prompt
-from r2rec_jax.prompts.verbalize import genre_texts, item_labels, title_text
+from r2rec_jax.prompts.verbalize import genre_texts, item_labels, item_text, title_text
 from r2rec_jax.prompts.views import ChainView, QueryView
 from r2rec_jax.stages.prepare import prepare
 from r2rec_jax.stages.prepared import Prepared
@@ -98,3 +98,23 @@ def test_without_facts_a_target_says_nothing_that_its_prompt_does_not_show(prepa
             assert all(year in prompt for year in years if f"{year}s" not in bare), statement
             said += len(years)
     assert said > 100, "years are still spoken of"
+
+
+def test_with_labels_as_names_a_thought_calls_an_item_what_its_prompt_does(prepared: Prepared) -> None:
+    config = PromptConfig(facts=False, names="label", detail="brief", liked=10)
+    teacher, told = TemplateTeacher("movies"), 0
+    for query in prepared.queries["sft"]:
+        view = make_view(prepared, query, config)
+        thoughts = teacher.write_many(view.chains, ["0"] * len(view.chains))
+        statements = write_ranking_target(view, thoughts, query.candidates.index(query.target),
+                                          [0.0] * len(query.candidates), config, query.query_id).statements
+        plain = {title_text(item) for item in prepared.dataset.items} - {""}
+        labels = {item_text(prepared.dataset.items[i], facts=False)
+                  for i in (*query.candidates, *(i for i, _ in prepared.liked(query, 10)))}
+        labels |= {title_text(item) for chain in view.chains for item in (chain.item0, chain.item1)}
+        for statement in statements:
+            bare = without(sorted(labels, key=len, reverse=True), statement)
+            told += bare != statement
+            assert not re.search(r"\b(?:19|20)\d\d", bare), statement
+            assert not any(f" {title} " in bare for title in plain if len(title) > 6), statement
+    assert told > 100

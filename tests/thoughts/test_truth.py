@@ -42,7 +42,8 @@ def truths(prepared: Prepared, number: int, config: PromptConfig) -> frozenset[s
     PromptConfig(), PromptConfig(detail="brief"), PromptConfig(wording="fixed"), PromptConfig(facts=False),
     PromptConfig(detail="brief", wording="fixed", facts=False, liked=10, order="oldest-first",
                  answer=AnswerConfig(form="titles", top=3)),
-    PromptConfig(chains=False)], ids=["hops", "brief", "fixed", "no-facts", "tiny", "no-chains"])
+    PromptConfig(chains=False), PromptConfig(facts=False, names="label", detail="brief")],
+    ids=["hops", "brief", "fixed", "no-facts", "tiny", "no-chains", "labels"])
 def test_what_the_template_writes_is_true(prepared: Prepared, config: PromptConfig) -> None:
     for number in range(len(prepared.queries["sft"])):
         known = truths(prepared, number, config)
