@@ -123,8 +123,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _read_own(folder: Path, config: dict[str, Any]) -> TokenizerParts:
     text = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
-    bos, eos, pad, unk = (_special(config)[name] for name in ("bos", "eos", "pad", "unk"))
-    return TokenizerParts(text, _template(folder, config), bos, eos, pad, unk, _words(folder, config))
+    special = _special(config)
+    return TokenizerParts(text, _template(folder, config), special["bos"], special["eos"], special["pad"],
+                          special["unk"], _words(folder, config))
 
 
 def _words(source: str | Path, config: dict[str, Any]) -> tuple[str, ...]:
