@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2rec_jax.evaluation.comparison import ALPHA
+from r2rec_jax.reporting.cells import interval, mean_spread, spread, table
 from r2rec_jax.reporting.comparison import listed, position_rates, position_stretches, probability
+from r2rec_jax.reporting.overview import overview
 
 Entry = Mapping[str, Any]
 
@@ -67,7 +69,7 @@ def evidence_report(parts: Sequence[tuple[Entry, str, Mapping[str, str]]]) -> st
             ``hits``), as the document is to have them.
     """
     lists = [_list(found, reading.strip(), plots) for found, reading, plots in parts]
-    return "\n\n".join([INTRODUCTION, *lists]) + "\n"
+    return "\n\n".join([INTRODUCTION, "## At a glance", overview([found for found, _, _ in parts]), *lists]) + "\n"
 
 
 def _list(found: Entry, reading: str, plots: Mapping[str, str]) -> str:
@@ -148,7 +150,7 @@ def test_table(tests: Sequence[Entry], *, by_experiment: bool = False) -> str:
         own, other = test["experiments"]
         lines.append([*[own] * by_experiment,
                       f"{test['system']} minus {test['minus']}" + f" of {other}" * (by_experiment and other != own),
-                      METRICS[test["metric"]], f"{test['mean']:.3f}", f"{test['mean_minus']:.3f}", _difference(test),
+                      METRICS[test["metric"]], f"{test['mean']:.3f}", f"{test['mean_minus']:.3f}", interval(test),
                       probability(test["p"]), probability(test["p_holm"]), verdict,
                       ", ".join(f"{value:+.3f}" for value in test["by_seed"]) if len(test["seeds"]) > 1 else "-",
                       str(test["users"]), str(test["pairs"]), listed(test["seeds"])])
@@ -187,7 +189,7 @@ def reward_table(curves: Sequence[Entry]) -> str:
     lines = []
     for experiment, own in _by_experiment(curves).items():
         for label, place in (("first fifth", 0), ("last fifth", 1)):
-            cells = [_spread([float(edge[place].mean()) for edge in reward_edges(own, name)],
+            cells = [mean_spread([float(edge[place].mean()) for edge in reward_edges(own, name)],
                              ".1f" if name == "completion_tokens" else ".3f") for name in names]
             lines.append([experiment, own[0]["system"], label, *cells, str(max(curve["steps"][-1] for curve in own)),
                           listed(sorted(curve["seed"] for curve in own))])
@@ -245,39 +247,15 @@ def chains_table(diagnostics: Sequence[Entry]) -> str:
     lines = []
     for entry in diagnostics:
         test = next((t for t in entry["tests"] if t["metric"] == "hr@1"), None)
-        lost = ["-"] * 3 if test is None else [_difference(test), probability(test["p"]), listed(test["seeds"])]
+        lost = ["-"] * 3 if test is None else [interval(test), probability(test["p"]), listed(test["seeds"])]
         lines.append([entry["experiment"], entry["system"], CHAINS[entry["chains"]],
                       *(f"{entry[name]:.3f}" for name in METRICS), *lost, str(entry["users"])])
     return table(["experiment", "system", "chains", *METRICS.values(), "HitRatio@1 against its own", "p", "seeds",
                   "answers"], lines, right=8)
 
 
-def spread(rows: Sequence[Entry], name: str, form: str = ".3f", *, bold: bool = False) -> str:
-    """Mean ± standard deviation over the rows that have a value; ``-`` where none has."""
-    text = _spread([row[name] for row in rows if row.get(name) is not None], form)
-    return f"**{text}**" if bold else text
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]], *, right: int) -> str:
-    """A Markdown table whose last ``right`` columns are flush right."""
-    rule = ["---"] * (len(head) - right) + ["---:"] * right
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-                     for line in (head, rule, *lines))
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    if not values:
-        return "-"
-    mean = format(float(np.mean(values)), form)
-    return mean if len(values) == 1 else f"{mean} ± {format(float(np.std(values, ddof=1)), form)}"
-
-
 def _mean(rows: Sequence[Entry], name: str) -> float:
     return float(np.mean([row[name] for row in rows]))
-
-
-def _difference(test: Entry) -> str:
-    return f"{test['difference']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]"
 
 
 def _rate(value: float | None) -> str:

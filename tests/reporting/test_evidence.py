@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from r2rec_jax.reporting.evidence import evidence_report, ratio_line, result_table, reward_lines, reward_rise, table
+from r2rec_jax.reporting.cells import table
+from r2rec_jax.reporting.evidence import evidence_report, ratio_line, result_table, reward_lines, reward_rise
 from r2rec_jax.reporting.evidence_plots import band, plot_hits, plot_rewards
+from r2rec_jax.reporting.overview import anchor, overview
 
 PLACES = [{"number": n, "users": 5, "hr@1": 0.4, "hr@3": 0.6} for n in range(1, 21)]
 BUCKETS = [{"bucket": n, "edges": [n, 9 * n], "users": 20, "hr@1": n / 10, "hr@3": 0.5} for n in range(1, 6)]
@@ -67,6 +69,23 @@ def test_the_report_holds_what_the_file_holds(found: dict[str, Any]) -> None:
     assert "0.700" not in text.split("### Searches")[0], "a search stands in no other table"
 
 
+def test_the_overview_has_a_line_a_list(found: dict[str, Any]) -> None:
+    scores = [row("sasrec", seed, 0.5, method="scores") for seed in (0, 1)]
+    weaker = [row("popularity", seed, 0.3, method="scores") for seed in (0, 1)]
+    likely = [row("pretrained-likelihood", 0, 0.25, method="likelihood")]
+    added = found["significance"][0] | {"minus": "popularity", "difference": 0.16, "p_holm": 0.03}
+    full = found | {"rows": [*found["rows"], *scores, *weaker, *likely, row("pretrained", 0, 0.15)],
+                    "significance": [*found["significance"], added]}
+    first, second = overview([full, found | {"title": "SmolLM2-135M on MovieLens-100K, longer"}]).splitlines()[-2:]
+    cells = [cell.strip() for cell in first.strip("|").split("|")]
+    assert cells == ["[A title](#a-title)", "100", "0, 1", "0.150", "-", "0.460 ± 0.085", "0.250", "-", "-",
+                     "0.300 ± 0.000", "sasrec 0.500 ± 0.000", "-", "+0.160 (0.030)"]
+    assert "](#smollm2-135m-on-movielens-100k-longer) | 100 | 0, 1 | 0.200 ± 0.141 | - |" in second, "base"
+    assert second.endswith("| - | - | - | - |")
+    assert anchor("What? A (b), c-d: 1.5") == "what-a-b-c-d-15"
+    assert "](#a-title)" in evidence_report([(found, "", {"rewards": "r", "hits": "h"})])
+
+
 def test_experiments_outside_the_main_table_have_tests_of_their_own(found: dict[str, Any]) -> None:
     plots = {"rewards": "r.png", "hits": "h.png"}
     drawn = row("sft+grpo", 0, 0.3, experiment="drawn", headline=False)
@@ -74,7 +93,7 @@ def test_experiments_outside_the_main_table_have_tests_of_their_own(found: dict[
     text = evidence_report([(found | {"rows": [*found["rows"], drawn], "variants": [test]}, "", plots)])
     others = text.split("### Other experiments")[1].split("### Searches")[0]
     assert "| drawn | sft+grpo | **0.300**" in others and "| drawn | sft+grpo minus sft | HitRatio@1 |" in others
-    assert "sft+grpo minus sft" not in text.split("### Other experiments")[0]
+    assert "sft+grpo minus sft" not in text.split("## A title")[1].split("### Other experiments")[0]
     assert "minus sft of" not in others, "the same experiment needs no name"
     main = test | {"minus": "sft+grpo", "experiments": ["drawn", "main"], "p_holm": 0.06}
     text = evidence_report([(found | {"rows": [*found["rows"], drawn], "variants": [main]}, "", plots)])
