@@ -58,8 +58,8 @@ class BackboneConfig:
         item_tokens: an item's title and year becomes one token, added to a pretrained backbone's vocabulary as the mean
             of the tokens that spelled it: shorter prompts and answers, and the choice of an item is one decision. For
             catalogues that an embedding can hold; byte-level tokenizers only.
-            The new rows have to be learned, so ``pretrain.adapt`` must be on (*extension*). ``--plan`` does not count
-            them: it knows no items.
+            The new rows have to be learned, so ``pretrain.adapt`` must be on (*extension*). ``--plan`` knows no items:
+            ``--plan_items`` says how many.
         tiny: the shape used by ``source: tiny``, which has a setting of its own for this.
     """
 

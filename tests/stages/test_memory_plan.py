@@ -116,9 +116,20 @@ def test_entry_prints_a_table_and_touches_no_device(tmp_path: Path) -> None:
     assert found["peak"] == max(phase["peak"] for phase in found["phases"])
 
 
+def test_tokens_of_items_are_rows_of_the_embedding(capsys, tmp_path: Path) -> None:
+    asked = ["--plan", "--config", str(ROOT / "configs/adapt.yaml"), "--backbone.item_tokens", "true",
+             "--json", str(tmp_path / "plan.json")]
+    assert train(asked) == 0 and "items' tokens are left out" in capsys.readouterr().out
+    without = json.loads((tmp_path / "plan.json").read_text())
+    assert train([*asked, "--plan_items", "1000"]) == 0 and "left out" not in capsys.readouterr().out
+    added = json.loads((tmp_path / "plan.json").read_text())["parameters"] - without["parameters"]
+    assert added == 1000 * 576, "SmolLM2 ties its embedding and its head"
+
+
 def test_what_cannot_be_planned_is_one_line(capsys) -> None:
     for more, message in ((["--backbone.source", "some/thing"], "needs the backbone's config.json"),
                           (["--plan_lengths", "[0, 5]"], "must be two lengths >= 1"),
+                          (["--plan_items", "5"], "got 5 without item_tokens"),
                           (["--parallel.fsdp=3", "--plan_devices=4"], "a divisor of the 4 devices")):
         assert train(["--plan", *more]) == 2
         error = capsys.readouterr().err

@@ -18,3 +18,6 @@ def add_plan_arguments(parser: Any) -> None:
                         help="number of devices; without it the product of the parallel axes, -1 counting as 1")
     parser.add_argument("--plan_lengths", type=tuple[int, int] | None, default=None,
                         help="[prompt, completion]: longest of each in tokens; without it the configured limits")
+    parser.add_argument("--plan_items", type=int | None, default=None,
+                        help="number of items, where backbone.item_tokens or backbone.tiny.item_tokens gives each a "
+                        "token: prepare/ says how many; without it their rows of the embedding are left out")

@@ -232,12 +232,12 @@ def show(plan: Plan, devices: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-
 def run_plan(config: TrainConfig, arguments: Any) -> dict[str, Any]:
     """Plan, print, and return it for ``--json``.
 
     Raises:
-        ValueError: no config.json at hand, lengths below 1, or a mesh that does not make up the devices.
+        ValueError: no config.json at hand, lengths or items below 1, items without a token, or a mesh that does not
+            make up the devices.
     """
     jax.config.update("jax_platforms", "cpu")
     source, asked = config.backbone.source, arguments["plan_device"]
@@ -246,7 +246,15 @@ def run_plan(config: TrainConfig, arguments: Any) -> dict[str, Any]:
     lengths = arguments["plan_lengths"] and Lengths(*arguments["plan_lengths"])
     if lengths and min(lengths.prompt, lengths.completion) < 1:
         raise ValueError(f"--plan_lengths must be two lengths >= 1; got {arguments['plan_lengths']}")
+    tokens = config.backbone.tiny.item_tokens if source == "tiny" else config.backbone.item_tokens
+    items = arguments["plan_items"]
+    if items is not None and (items < 1 or not tokens):
+        raise ValueError(f"--plan_items must be >= 1, and items must be tokens; got {items}"
+                         + " without item_tokens" * (not tokens))
+    hf_config = {**hf_config, "vocab_size": hf_config["vocab_size"] + (items or 0)}
     plan = make_plan(config, hf_config, arguments["plan_devices"] or fixed, asked == "cpu", lengths)
     devices = list(DEVICES) if asked == "all" else [] if asked == "cpu" else [asked]
     print(show(plan, devices))
+    if tokens and items is None:
+        print("the items' tokens are left out; --plan_items N counts them")
     return plan.as_json(devices)
