@@ -2,19 +2,20 @@
 # A list of experiments on a GPU, within a limit in minutes; start it again and it goes on where it stopped.
 #
 #   launch/gpu_evidence.sh                     on a machine with one GPU and the extra [cuda] or [cuda13]
-#   MINUTES=25 OUT=/some/folder launch/gpu_evidence.sh --only main baselines --seeds 0
+#   MINUTES=25 OUT=/some/folder launch/gpu_evidence.sh --only sft sft+grpo baselines --seeds 0
 #
 # LIST       the list                          (configs/evidence/smollm2_1m.yaml)
 # MINUTES    that it may take; a step that is under way is ended and saved, which takes some seconds more    (60)
 # RESULTS    folder of the result files        (results)
 # OUT        folder for what must outlive the machine: the result files, and the runs in runs.tar.gz.aa, .ab, ...
-# KEEP       of the runs: small (results, ranks, metrics, logs, completions to read: enough for the report), or all
-#            (checkpoints, adapters and predictions too: enough to go on elsewhere)    (small)
+# KEEP       of the runs: small (results, answers, metrics, logs: enough for the report, and what is done stays done), or
+#            all (what was trained too, but for checkpoints of a finished pretraining: what is begun goes on)    (small)
 # FROM       OUT of an earlier start, unpacked first where the list has no runs yet
 # PYTHON     interpreter                       (.venv/bin/python)
 #
 # Further arguments go to python -m r2rec_jax.experiments (--data_path FOLDER where nothing can be downloaded). Exit
-# code 0: nothing is left; 75: the limit came first; else the program's own.
+# code 0: nothing is left of what was asked for; 1: something failed, the rest is done; 75: the limit, SIGTERM or Ctrl-C
+# came first, and what there is has been handed over; else the program's own.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 list=${LIST:-configs/evidence/smollm2_1m.yaml} minutes=${MINUTES:-60} results=${RESULTS:-results} out=${OUT:-}
@@ -32,10 +33,22 @@ if [ -n "$from" ] && [ ! -d "$root" ]; then
   cat "$from"/runs.tar.gz.* | tar -C "$root" -xzf - || refuse "FROM must hold runs.tar.gz.*; $from has none or damaged"
 fi
 
+# In the background, so that a signal is handed on at once instead of after the program's end; timeout passes it on.
+asked=
 timeout --signal=TERM --kill-after=120 "$(awk "BEGIN { print $minutes * 60 }")" \
-  "$python" -m r2rec_jax.experiments "$list" --results "$results" "$@"
+  "$python" -m r2rec_jax.experiments "$list" --results "$results" "$@" &
+program=$!
+trap 'asked=1; kill -TERM $program 2>/dev/null' TERM INT HUP
+wait $program
 code=$?
-if [ $code -eq 124 ]; then
+while kill -0 $program 2>/dev/null; do # the trap has ended that wait
+  wait $program
+  code=$?
+done
+if [ -n "$asked" ]; then
+  echo "stopped when asked to; start it again to go on"
+  code=75
+elif [ $code -eq 124 ]; then
   echo "stopped at the limit of $minutes minutes; start it again to go on"
   code=75
 fi
@@ -43,14 +56,25 @@ fi
 if [ -n "$out" ]; then
   mkdir -p "$out" || exit 2
   cp "$results"/evidence_*.json "$out/" 2>/dev/null || echo "no result file yet"
-  left_out=(--exclude=./compiled --exclude='*/run/tensorboard' --exclude='*/lock')
-  # Without its products a finished stage must not be taken for one.
-  [ "$keep" = all ] || left_out+=(--exclude='*/run/*/checkpoints' --exclude='*.safetensors' \
-    --exclude='*/predictions-*' --exclude='*/run/prepare' --exclude='*/run/thoughts' --exclude='*/run/stages.json' \
-    --exclude='./baselines/*/prepared')
-  rm -f "$out"/runs.tar.gz.*
+  left_out=(--exclude='*/run/tensorboard' --exclude='*/lock')
+  if [ "$keep" = all ]; then
+    while read -r stage; do # its product is whole, so nothing goes on from its checkpoints
+      left_out+=(--exclude="${stage#"$root"/}/checkpoints")
+    done < <(find "$root" -path '*/run/pretrain/backbone' -prune -printf '%h\n' 2>/dev/null)
+  else # without its products a finished stage must not be taken for one
+    left_out+=(--exclude='*/run/*/checkpoints' --exclude='*.safetensors' --exclude='*/run/prepare' \
+      --exclude='*/run/thoughts' --exclude='*/run/stages.json' --exclude='./baselines/*/prepared')
+  fi
   if [ -d "$root" ]; then
-    tar -C "$root" "${left_out[@]}" -czf - . | split -b 15m - "$out/runs.tar.gz." || code=1
+    rm -f "$out"/new.runs.*
+    # The former ones stay until the new ones are whole.
+    if tar -C "$root" "${left_out[@]}" -czf - . | split -b 15m - "$out/new.runs.tar.gz."; then
+      rm -f "$out"/runs.tar.gz.*
+      for part in "$out"/new.runs.*; do mv "$part" "$out/${part##*/new.}"; done
+    else
+      echo "error: the runs could not be written to $out; earlier ones there are left as they are" >&2
+      code=1
+    fi
   fi
 fi
 exit $code

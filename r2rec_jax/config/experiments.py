@@ -45,6 +45,8 @@ class Experiment:
         reuse: experiments whose finished stages are taken where they are the same.
         headline: it stands in the main table and in the tests.
         split: whose queries; a search is judged on ``validation``.
+        against: the experiment that its systems are tested against; null is the main table, and for a search the first
+            one that has the same system.
         seeds: its own; null takes the list's.
     """
 
@@ -57,6 +59,7 @@ class Experiment:
     reuse: Sequence[str] = ()
     headline: bool = False
     split: Literal["test", "validation"] = "test"
+    against: str | None = None
     seeds: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
@@ -67,6 +70,8 @@ class Experiment:
               "distinct and at least one", list(self.systems))
         check(not self.headline or self.split == "test", where + "split", "test for a headline", self.split,
               "validation queries are for choosing")
+        check(not self.headline or self.against is None, where + "against", "null for a headline", self.against,
+              "the main table has tests of its own")
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,9 @@ class ExperimentList:
         for experiment in self.experiments:
             unknown = sorted(set(experiment.reuse) - set(names))
             check(not unknown, f"experiment {experiment.name}: reuse", "names of the list", unknown)
+            others = {e.name for e in self.experiments if e.split == experiment.split} - {experiment.name}
+            check(experiment.against in {None, *others}, f"experiment {experiment.name}: against",
+                  "another one of the list with the same split", experiment.against)
         for owner, seeds in (("seeds", self.seeds), *((f"experiment {e.name}: seeds", e.seeds)
                                                       for e in self.experiments if e.seeds is not None)):
             check(bool(seeds) and len(set(seeds)) == len(seeds), owner, "distinct and at least one", list(seeds))

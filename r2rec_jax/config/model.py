@@ -46,8 +46,9 @@ class BackboneConfig:
     """The frozen language model.
 
     Attributes:
-        source: a local HF folder, a ``.gguf`` file, a hub id, ``tiny``, or ``smollm2-135m`` (the hub's
-            HuggingFaceTB/SmolLM2-135M-Instruct, or the same weights from a registry package when offline).
+        source: a local HF folder, a ``.gguf`` file, a hub id, ``tiny``, or ``smollm2-135m`` (SmolLM2-135M-Instruct from
+            a package registry, its linears rounded to 4 bits and read back, Q4_1; the weights as they were published
+            are ``HuggingFaceTB/SmolLM2-135M-Instruct``).
         dtype: of the frozen weights; ``auto`` is bfloat16 on GPU and TPU and float32 on CPU.
         attention: ``auto`` is cuDNN on GPU (16 bits), splash on TPU and XLA elsewhere.
         remat: recompute activations in the backward pass (less memory, more time); ``auto`` does so on GPU and TPU.

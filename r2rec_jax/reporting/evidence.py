@@ -45,6 +45,7 @@ are written by hand.
 - **true, verbatim**: share of reasoning statements, but for the one that names the answer, that the author of the
   examples could have made of this prompt, word for word. A true statement in other words counts as invented. A dash
   stands where nobody reasons or nothing was counted.
+- **SmolLM2-135M-Instruct**: as `backbone.source: smollm2-135m`, its linears rounded to 4 bits (Q4_1) and read back.
 - **base**: the model as it comes. **pretrained**: the model, from scratch or as it comes, after reading what people
   liked and chose, where that is part of the recipe. **sft**: after learning from written examples (supervised
   fine-tuning). **sft+grpo**: then trained by rewards on its own answers. **grpo**: trained by rewards without the

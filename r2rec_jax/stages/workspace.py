@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from r2rec_jax.tokens.tokenizer import Tokenizer
 
 SMOLLM2 = "smollm2-135m"
-SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def backbone_path(source: str, cache_dir: str) -> str | Path:

@@ -59,15 +59,16 @@ def test_a_list_is_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "main, seed 0 (1 of 4): done" in capfd.readouterr().err
     file = results / "evidence_smoke.json"
     assert {row["experiment"] for row in json.loads(file.read_text())["rows"]} == {"main"}
-    assert experiments(argv) == 0
+    assert experiments(argv) == 1, "one has failed"
     said = capfd.readouterr().err
     assert "baselines, seed 0 (2 of 4): done" in said, "after the first experiment: time may end before the list does"
     assert "search, seed 0 (4 of 4): failed" in said and "prompts.max_tokens" in said
+    assert "error: 1 of 4 tasks have failed" in said
     check_results(json.loads(file.read_text()))
     check_first_lines(json.loads(file.read_text()), runs / "main" / "seed-0" / "run" / "evaluate")
 
     before = file.read_bytes()
-    assert experiments(argv) == 0 and "failed before and is left out" in capfd.readouterr().err
+    assert experiments(argv) == 1 and "failed before and is left out" in capfd.readouterr().err
     rows = [json.loads(content)["rows"] for content in (before, file.read_bytes())]
     assert rows[0] == rows[1], "nothing was run again"
     assert "pretrain: taken from" in (runs / "no-sft" / "seed-0" / "log.txt").read_text()
@@ -79,7 +80,7 @@ def test_a_list_is_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     plain["experiments"][1]["set"]["grpo.lr"] = 1e-5
     path.write_text(yaml.safe_dump(plain))
-    assert experiments([*argv, "--only", "no-sft"]) == 0
+    assert experiments([*argv, "--only", "no-sft"]) == 1
     assert "grpo.lr (was" in (said := capfd.readouterr().err) and "--overwrite" in said
     assert experiments([*argv, "--only", "no-sft", "--overwrite"]) == 0
     assert "no-sft, seed 0 (1 of 1): done" in capfd.readouterr().err
@@ -116,9 +117,13 @@ def check_results(found: dict) -> None:
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_list(tmp_path)
+    path, own = write_list(tmp_path), write_list(tmp_path / "own seeds")
+    plain = yaml.safe_load(own.read_text())
+    plain["experiments"][2]["seeds"] = [0]
+    own.write_text(yaml.safe_dump(plain))
     for argv, reason in (([], "a list must be given"), ([str(tmp_path / "no.yaml")], "no.yaml"),
                          ([str(path), "--only", "nothing"], "--only must name experiments of the list"),
+                         ([str(own), "--only", "search", "--seeds", "3"], "--only and --seeds must leave something"),
                          (["--report", "--results", str(tmp_path)], "needs result files")):
         assert experiments(argv) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -19,10 +20,14 @@ SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "gpu_evidence.sh"
 SHORT = [{"name": "main", "systems": ["pretrained"], "headline": True}]
 
 
+def environment(folder: Path, **settings: str) -> dict[str, str]:
+    return os.environ | {"PYTHON": sys.executable, "LIST": str(folder / "smoke.yaml"), "JAX_PLATFORMS": "cpu",
+                         "RESULTS": str(folder / "results"), "OUT": str(folder / "out"), **settings}
+
+
 def start(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHON": sys.executable, "LIST": str(folder / "smoke.yaml"), "JAX_PLATFORMS": "cpu",
-                                "RESULTS": str(folder / "results"), "OUT": str(folder / "out"), **settings}
-    return subprocess.run([str(SCRIPT), *arguments], capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run([str(SCRIPT), *arguments], capture_output=True, text=True,
+                          env=environment(folder, **settings), check=False)
 
 
 def archived(out: Path) -> set[str]:
@@ -41,7 +46,9 @@ def test_it_stops_at_the_limit_and_goes_on_elsewhere(tmp_path: Path) -> None:
     assert done.returncode == 0 and "main, seed 0 (1 of 2): done" in done.stderr, done.stderr
     found = json.loads((tmp_path / "out" / "evidence_smoke.json").read_text())
     assert [row["system"] for row in found["rows"]] == ["pretrained", "popularity"]
-    assert {"stages.json", "model.safetensors", "predictions-test-pretrained.jsonl"} <= archived(tmp_path / "out")
+    kept = archived(tmp_path / "out")
+    assert {"stages.json", "model.safetensors", "predictions-test-pretrained.jsonl"} <= kept
+    assert "checkpoints" not in kept, "nothing goes on from those of a finished pretraining"
 
     shutil.move(tmp_path / "out", tmp_path / "earlier")
     shutil.rmtree(tmp_path / "runs")
@@ -49,8 +56,30 @@ def test_it_stops_at_the_limit_and_goes_on_elsewhere(tmp_path: Path) -> None:
     assert again.returncode == 0 and "of 2 tasks 2 are done, 0 have failed" in again.stderr, again.stderr
     assert json.loads((tmp_path / "out" / "evidence_smoke.json").read_text())["rows"] == found["rows"]
     names = archived(tmp_path / "out")
-    assert {"done.json", "metrics.jsonl", "completions.txt", "ranks-test-uniform-pretrained.jsonl"} <= names
-    assert not names & {"stages.json", "model.safetensors", "predictions-test-pretrained.jsonl", "checkpoints"}
+    assert {"done.json", "metrics.jsonl", "completions.txt", "predictions-test-pretrained.jsonl"} <= names
+    assert not names & {"stages.json", "model.safetensors", "checkpoints"}
+
+    shutil.move(tmp_path / "out", tmp_path / "small")
+    shutil.rmtree(tmp_path / "runs")
+    small = start(tmp_path, FROM=str(tmp_path / "small"))
+    assert small.returncode == 0 and "of 2 tasks 2 are done" in small.stderr, "what is done stays done"
+    assert json.loads((tmp_path / "out" / "evidence_smoke.json").read_text())["rows"] == found["rows"]
+
+
+@pytest.mark.parametrize("request_to_stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_program_and_what_there_is_is_handed_over(tmp_path: Path, request_to_stop: int) -> None:
+    write_list(tmp_path, experiments=SHORT, baselines=[])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "runs.tar.gz.ab").write_bytes(b"of an earlier start")
+    with subprocess.Popen([str(SCRIPT)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          env=environment(tmp_path)) as script:
+        assert script.stdout is not None
+        assert any("started; log in" in line for line in script.stdout)
+        script.send_signal(request_to_stop)
+        said = script.stdout.read()
+        assert script.wait(60) == 75 and "stopped by SIGTERM" in said and "stopped when asked to" in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["runs.tar.gz.aa"], "no part of an earlier start"
+    assert archived(tmp_path / "out"), "and it can be unpacked"
 
 
 @pytest.mark.parametrize(("settings", "reason"), [

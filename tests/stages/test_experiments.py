@@ -82,6 +82,9 @@ def test_only_what_a_checkpoint_rests_on_is_trained() -> None:
     ({"systems": ["grpo"]}, "experiment main: systems must be among base, pretrained, sft, sft\\+grpo"),
     ({"systems": []}, "systems must be distinct and at least one"),
     ({"split": "validation"}, "test for a headline"),
+    ({"against": "no-sft"}, "against must be null for a headline"),
+    ({"headline": False, "against": "search"}, "against must be another one of the list with the same split"),
+    ({"headline": False, "against": "main"}, "against must be another one of the list with the same split"),
     ({"reuse": ["other"]}, "reuse must be names of the list"),
     ({"name": "no-sft"}, "experiments must be distinct"),
     ({"name": "baselines"}, "not 'baselines'"),
@@ -280,6 +283,24 @@ def test_searches_are_held_against_the_first_of_them() -> None:
     found = compared_searches(pool)
     assert [(t["experiments"], t["seeds"]) for t in found] == [(["higher rate", "as it is"], [0])] * 4
     assert found[0]["difference"] > 0 and len(compared(pool)) == 0, "and stay out of all else"
+
+
+def test_an_experiment_may_name_what_it_is_held_against() -> None:
+    pool = pool_of(sft=0.5)
+    named = Pool({"tokens": "adapted", "rate": "as it is"})
+    for seed in (0, 1):
+        named.add("main", "main", "sft", "own", "test", seed, records(0.5, seed))
+        for experiment, skill in (("adapted", 0.6), ("tokens", 0.9)):
+            named.add(None, experiment, "sft", "own", "test", seed, records(skill, seed))
+    found = compared_variants(named)[::4]
+    assert [t["experiments"] for t in found] == [["adapted", "main"], ["tokens", "adapted"]]
+    expected = [np.mean([r.rank == 1 for seed in (0, 1) for r in records(skill, seed)]) for skill in (0.9, 0.6)]
+    assert [found[1]["mean"], found[1]["mean_minus"]] == expected
+    named.add(None, "rate", "sft", "own", "validation", 0, records(0.9, 0))
+    assert compared_searches(named) == [], "what it is held against is not there yet, and nothing stands in for it"
+    named.add(None, "as it is", "sft", "own", "validation", 0, records(0.5, 0))
+    assert [t["experiments"] for t in compared_searches(named)][::4] == [["rate", "as it is"]]
+    assert compared_variants(pool) == []
 
 
 def test_chains_are_compared_with_the_systems_own() -> None:

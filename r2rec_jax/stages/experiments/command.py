@@ -39,7 +39,8 @@ def run_list(path: str, results: str, *, data_path: str | None = None, only: Seq
 
     Raises:
         BadInput: the list, a name or a setting is wrong.
-        ValueError: the list is being run by another process.
+        ValueError: the list is being run by another process, or nothing of it was asked for.
+        RuntimeError: tasks have failed; the others have run.
     """
     import jax
 
@@ -54,6 +55,10 @@ def run_list(path: str, results: str, *, data_path: str | None = None, only: Seq
     first = chosen[0].name if chosen else ""  # what it is held against comes next: time may end before the list does
     tasks: list[Task] = [*(trial for trial in chosen if trial.name == first), *baseline_tasks(asked, chosen),
                          *(trial for trial in chosen if trial.name != first)]
+    wanted = [task for task in tasks if not only or task.name in only]
+    if not wanted:
+        raise ValueError(f"--only and --seeds must leave something to run; got {', '.join(only)} with seeds "
+                         f"{', '.join(map(str, seeds))}; an experiment with seeds of its own has no others")
     out = Path(results).expanduser() / f"evidence_{asked.name}.json"
 
     def write() -> None:
@@ -63,11 +68,13 @@ def run_list(path: str, results: str, *, data_path: str | None = None, only: Seq
     root.mkdir(parents=True, exist_ok=True)
     with held(root / "lock", f"{root}", "wait for the other process, or stop it"):
         write()
-        wanted = [task for task in tasks if not only or task.name in only]
         if not nothing:
             run_tasks(wanted, write, only_next=only_next, retry=retry or overwrite, overwrite=overwrite)
     done, failed = (sum(map(bool, found)) for found in zip(*((t.outcome(), t.failure()) for t in wanted), strict=True))
-    say(f"{asked.name}: of {len(wanted)} tasks {done} are done, {failed} have failed; results in {out}")
+    told = f"{asked.name}: of {len(wanted)} tasks {done} are done, {failed} have failed; results in {out}"
+    say(told)
+    if failed and not nothing:
+        raise RuntimeError(f"{failed} of {len(wanted)} tasks have failed; --retry runs them again")
     return out
 
 

@@ -83,7 +83,7 @@ def gather(asked: ExperimentList, trials: Sequence[Trial], baselines: Sequence[T
         return None
     classical = _classical(asked, found, baselines)
     rows = [entry.row for entry in found] + [row for row, _, _ in classical]
-    pool = Pool()
+    pool = Pool({experiment.name: experiment.against for experiment in asked.experiments if experiment.against})
     for entry in found:
         pool.add(entry.trial.name if entry.trial.experiment.headline else None, entry.trial.name, entry.system,
                  entry.exam["chains"], entry.trial.experiment.split, entry.trial.seed, entry.records, entry.first)

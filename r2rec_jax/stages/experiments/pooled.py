@@ -62,9 +62,14 @@ class Pooled:
 
 
 class Pool:
-    """All that was evaluated, by experiment, system and chains; validation queries apart."""
+    """All that was evaluated, by experiment, system and chains; validation queries apart.
 
-    def __init__(self) -> None:
+    Args:
+        against: of experiments that name one, the experiment that they are tested against.
+    """
+
+    def __init__(self, against: Mapping[str, str] | None = None) -> None:
+        self._against = against or {}
         self._entries: dict[tuple[str, str, str], Pooled] = {}
         self._searches: dict[tuple[str, str, str], Pooled] = {}
         self._headlines: list[str] = []
@@ -105,12 +110,27 @@ class Pool:
                 found.setdefault(experiment, {})[system] = entry
         return found
 
+    def reference(self, experiment: str) -> dict[str, Pooled]:
+        """system -> what an experiment outside the main table is held against: the one it names, or the main table."""
+        named = self._against.get(experiment)
+        if named is None:
+            return self.main()
+        return {system: entry for (name, system, chains), entry in self._entries.items()
+                if name == named and chains == "own"}
+
     def searches(self) -> list[tuple[Pooled, Pooled]]:
-        """(one, what it is held against) of the systems judged on validation queries: the first experiment that has the
-        same system."""
+        """(one, what it is held against) of the systems judged on validation queries: the experiment that it names, or
+        the first one that names none and has the same system."""
         first: dict[str, Pooled] = {}
-        return [(entry, first[system]) for (_, system, chains), entry in self._searches.items()
-                if chains == "own" and first.setdefault(system, entry) is not entry]
+        pairs = []
+        for (experiment, system, chains), entry in self._searches.items():
+            if chains != "own":
+                continue
+            named = self._against.get(experiment)
+            other = first.setdefault(system, entry) if named is None else self._searches.get((named, system, chains))
+            if other is not None and other is not entry:
+                pairs.append((entry, other))
+        return pairs
 
     def others(self) -> list[tuple[Pooled, Pooled]]:
         """(with the own chains, with other chains) of every system that was evaluated with both."""
@@ -182,19 +202,20 @@ def compared(pool: Pool) -> list[dict[str, Any]]:
 
 def compared_variants(pool: Pool) -> list[dict[str, Any]]:
     """Experiments outside the main table, each by itself: :data:`PAIRS` within it, its systems against the same ones of
-    the main table, and against the classical models. Pairs with other candidates are left out."""
+    the experiment that it names or else of the main table, and against the classical models. Pairs with other
+    candidates are left out."""
     main, found = _by_role(pool.main()), []
-    for entries in pool.variants().values():
-        own = _by_role(entries)
+    for experiment, entries in pool.variants().items():
+        own, other = _by_role(entries), _by_role(pool.reference(experiment))
         pairs = [(own[a], own[b]) for a, b in PAIRS if a in own and b in own]
-        pairs += [(own[name], main[name]) for name in own if name in main and not name.startswith("pretrained")]
+        pairs += [(own[name], other[name]) for name in own if name in other and not name.startswith("pretrained")]
         pairs += [(own[a], main[b]) for a, b in PAIRS if a in own and b in main and b in CLASSICAL]
         found += _corrected(paired(pairs, strict=False))
     return found
 
 
 def compared_searches(pool: Pool) -> list[dict[str, Any]]:
-    """Systems judged on validation queries against the first experiment there that has the same system."""
+    """Systems judged on validation queries, by :meth:`Pool.searches`."""
     return _corrected(paired(pool.searches(), strict=False))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -66,8 +65,7 @@ def run_task(task: Task, overwrite: bool = False) -> str | None:
     write_json(task.folder / "task.json", {"key": task.key, "order": task.order, "overwrite": overwrite})
     log = task.folder / "log.txt"
     start = log.stat().st_size if log.exists() else 0
-    code = _call([sys.executable, "-m", "r2rec_jax.stages.experiments.worker", str(task.folder)], log,
-                 task.folder.parents[1] / "compiled")
+    code = _call([sys.executable, "-m", "r2rec_jax.stages.experiments.worker", str(task.folder)], log)
     if task.outcome() is not None:
         return None
     if code in (0, 130):
@@ -77,15 +75,10 @@ def run_task(task: Task, overwrite: bool = False) -> str | None:
     return reason
 
 
-def _call(command: Sequence[str], log: Path, compiled: Path) -> int:
-    """A process's exit code; a request to stop is handed on to it, and its end is waited for.
-
-    Experiments compile many equal programs, and share them in the folder ``compiled``.
-    """
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(compiled.resolve())} | os.environ
+def _call(command: Sequence[str], log: Path) -> int:
+    """A process's exit code; a request to stop is handed on to it, and its end is waited for."""
     with log.open("ab") as out:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-                                   env=environment)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
         try:
             return process.wait()
         except BaseException:
