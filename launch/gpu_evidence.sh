@@ -8,8 +8,9 @@
 # MINUTES    that it may take; a step that is under way is ended and saved, which takes some seconds more    (60)
 # RESULTS    folder of the result files        (results)
 # OUT        folder for what must outlive the machine: the result files, and the runs in runs.tar.gz.aa, .ab, ...
-# KEEP       of the runs: small (results, answers, metrics, logs: enough for the report, and what is done stays done), or
-#            all (what was trained too, but for checkpoints of a finished pretraining: what is begun goes on)    (small)
+# KEEP       of the runs: small (results, answers, metrics, logs: enough for the report; what is done stays done, but what
+#            builds on it trains its stages again), or all (what was trained too, but for checkpoints of a finished
+#            pretraining: what is begun goes on, and stages are shared)    (small)
 # FROM       OUT of an earlier start, unpacked first where the list has no runs yet
 # PYTHON     interpreter                       (.venv/bin/python)
 #
@@ -64,11 +65,16 @@ if [ -n "$out" ]; then
   else # without its products a finished stage must not be taken for one
     left_out+=(--exclude='*/run/*/checkpoints' --exclude='*.safetensors' --exclude='*/run/prepare' \
       --exclude='*/run/thoughts' --exclude='*/run/stages.json' --exclude='./baselines/*/prepared')
+    while read -r run; do # it will be trained anew, and answers of two trainings must not meet
+      [ -e "$run/../done.json" ] || left_out+=(--exclude="${run#"$root"/}/evaluate")
+    done < <(find "$root" -mindepth 3 -maxdepth 3 -name run 2>/dev/null)
   fi
   if [ -d "$root" ]; then
     rm -f "$out"/new.runs.*
     # The former ones stay until the new ones are whole.
-    if tar -C "$root" "${left_out[@]}" -czf - . | split -b 15m - "$out/new.runs.tar.gz."; then
+    tar -C "$root" "${left_out[@]}" -czf - . | split -b 15m - "$out/new.runs.tar.gz."
+    status=("${PIPESTATUS[@]}") # tar's 1: a file changed while it was read
+    if [ "${status[0]}" -le 1 ] && [ "${status[1]}" -eq 0 ]; then
       rm -f "$out"/runs.tar.gz.*
       for part in "$out"/new.runs.*; do mv "$part" "$out/${part##*/new.}"; done
     else

@@ -30,8 +30,8 @@ def overview(lists: Sequence[Entry]) -> str:
         lists: contents of ``evidence_*.json``.
     """
     prose = ("HitRatio@1 on test queries, mean ± standard deviation over seeds; in brackets p after Holm's correction "
-             "over the tests of the list. **before**: pretrained where the recipe has that, else base. Data, negatives "
-             "and split stand with each list below.")
+             "over the main table's tests on HitRatio@1. **before**: pretrained where the recipe has that, else base. "
+             "Data, negatives and split stand with each list below.")
     return "\n\n".join([prose, table(HEAD, [_line(found) for found in lists], right=len(HEAD) - 1)])
 
 

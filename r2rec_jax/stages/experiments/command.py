@@ -57,8 +57,9 @@ def run_list(path: str, results: str, *, data_path: str | None = None, only: Seq
                          *(trial for trial in chosen if trial.name != first)]
     wanted = [task for task in tasks if not only or task.name in only]
     if not wanted:
-        raise ValueError(f"--only and --seeds must leave something to run; got {', '.join(only)} with seeds "
-                         f"{', '.join(map(str, seeds))}; an experiment with seeds of its own has no others")
+        raise ValueError(f"--only and --seeds must leave something to run; got --only {' '.join(only) or '(all)'}, "
+                         f"--seeds {' '.join(map(str, seeds)) or '(all)'}; an experiment with seeds of its own has no "
+                         "others, and a list without baselines none of them")
     out = Path(results).expanduser() / f"evidence_{asked.name}.json"
 
     def write() -> None:
@@ -74,7 +75,8 @@ def run_list(path: str, results: str, *, data_path: str | None = None, only: Seq
     told = f"{asked.name}: of {len(wanted)} tasks {done} are done, {failed} have failed; results in {out}"
     say(told)
     if failed and not nothing:
-        raise RuntimeError(f"{failed} of {len(wanted)} tasks have failed; --retry runs them again")
+        raise RuntimeError(f"{failed} of {len(wanted)} tasks have failed, why is in their log.txt; --retry runs them "
+                           "again")
     return out
 
 
