@@ -46,7 +46,7 @@ class Experiment:
         headline: it stands in the main table and in the tests.
         split: whose queries; a search is judged on ``validation``.
         against: the experiment that its systems are tested against; null is the main table, and for a search the first
-            one that has the same system.
+            one that names none and has the same system.
         seeds: its own; null takes the list's.
     """
 

@@ -75,6 +75,11 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         check(bool(self.source.strip()), "backbone.source", "a path, a hub id, 'tiny' or 'smollm2-135m'", self.source)
 
+    @property
+    def has_item_tokens(self) -> bool:
+        """Whether items are tokens, by the setting that belongs to ``source``."""
+        return self.tiny.item_tokens if self.source == "tiny" else self.item_tokens
+
 
 @dataclass(frozen=True)
 class LoraConfig:

@@ -23,7 +23,7 @@ def spread(rows: Sequence[Entry], name: str, form: str = ".3f", *, bold: bool = 
     return f"**{text}**" if bold else text
 
 
-def mean_spread(values: Sequence[float], form: str = ".3f") -> str:
+def mean_spread(values: Sequence[float], form: str) -> str:
     """Mean ± standard deviation; the value alone where there is one, ``-`` where there is none."""
     if not values:
         return "-"

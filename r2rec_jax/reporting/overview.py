@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from r2rec_jax.reporting.cells import mean_spread, spread, table
+from r2rec_jax.reporting.cells import spread, table
 from r2rec_jax.reporting.comparison import listed, probability
 
 Entry = Mapping[str, Any]
@@ -54,11 +54,11 @@ def _line(found: Entry) -> list[str]:
 
 
 def _best_classical(by_system: Mapping[str, Sequence[Entry]]) -> str:
-    means = {name: [row["hr@1"] for row in own] for name, own in by_system.items() if own[0]["method"] == "scores"}
-    if not means:
+    classical = [name for name, own in by_system.items() if own[0]["method"] == "scores"]
+    if not classical:
         return "-"
-    name = max(means, key=lambda system: np.mean(means[system]))
-    return f"{name} {mean_spread(means[name])}"
+    best = max(classical, key=lambda name: np.mean([row["hr@1"] for row in by_system[name]]))
+    return f"{best} {spread(by_system[best], 'hr@1')}"
 
 
 def _test(found: Entry, system: str, minus: str) -> str:

@@ -242,8 +242,7 @@ def _ranking_target(work: Workspace, query: Query, view: Any, written: Written, 
 def _make_tokenizer(work: Workspace, written: Written, shown: ChainThoughts | None) -> Tokenizer:
     """Keep the backbone's tokenizer with the run, or train the ``tiny`` one on all that it will have to write."""
     prepared, config, backbone = work.prepared, work.config.prompts, work.config.backbone
-    item_tokens = backbone.tiny.item_tokens if work.is_tiny else backbone.item_tokens
-    names = [item_name(item) for item in prepared.dataset.items] if item_tokens else ()
+    names = [item_name(item) for item in prepared.dataset.items] if backbone.has_item_tokens else ()
     if not work.is_tiny:
         tokenizer = work.source_tokenizer()
         (tokenizer.with_words(names) if names else tokenizer).save(work.tokenizer_dir)

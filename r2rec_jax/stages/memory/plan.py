@@ -246,8 +246,7 @@ def run_plan(config: TrainConfig, arguments: Any) -> dict[str, Any]:
     lengths = arguments["plan_lengths"] and Lengths(*arguments["plan_lengths"])
     if lengths and min(lengths.prompt, lengths.completion) < 1:
         raise ValueError(f"--plan_lengths must be two lengths >= 1; got {arguments['plan_lengths']}")
-    tokens = config.backbone.tiny.item_tokens if source == "tiny" else config.backbone.item_tokens
-    items = arguments["plan_items"]
+    tokens, items = config.backbone.has_item_tokens, arguments["plan_items"]
     if items is not None and (items < 1 or not tokens):
         raise ValueError(f"--plan_items must be >= 1, and items must be tokens; got {items}"
                          + " without item_tokens" * (not tokens))
