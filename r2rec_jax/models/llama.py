@@ -112,14 +112,14 @@ class LlamaLayer(nnx.Module):
     """One transformer block; built stacked over L, called on a slice."""
 
     def __init__(self, config: LlamaConfig, lora: LoraConfig | None, dtype: jnp.dtype, rngs: nnx.Rngs,
-                 quantize: Quantize) -> None:
+                 quantize: Quantize, factors: Any) -> None:
         c = config
-        self.head_dim = c.head_dim
+        self.head_dim, self.factors = c.head_dim, factors
 
         def linear(name: str, d_in: int, d_out: int) -> LoraLinear:
             rank = lora.rank if lora is not None and name in lora.targets else 0
             return LoraLinear(c.layers, d_in, d_out, rank=rank, alpha=lora.alpha if lora else 1.0, dtype=dtype,
-                              rngs=rngs, quantize=quantize)
+                              rngs=rngs, quantize=quantize, factors=factors)
 
         self.attn_norm = RmsNorm((c.layers, c.hidden_size), c.rms_eps, dtype)
         self.q = linear("q", c.hidden_size, c.heads * c.head_dim)
@@ -144,19 +144,45 @@ class LlamaLayer(nnx.Module):
         """Attention output projection, residual, SwiGLU block, residual."""
         x = x + self.o(attended.reshape(*attended.shape[:-2], -1))
         h = self.mlp_norm(x)
-        return by_rows(x + self.down(jax.nn.silu(self.gate(h)) * self.up(h)))
+        return by_rows(x + self.down(swiglu(self.gate(h), self.up(h))))
+
+    def attend(self, q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"],
+               segments: Int[Array, "B T"], parents: Int[Array, "B T"], backend: AttentionBackend = "auto"
+               ) -> Float[Array, "B T N H"]:
+        """Attention of whole rows, by the rule of ``models.attention``."""
+        return attend_segments(q, k, v, segments, parents, backend)
+
+
+@jax.custom_vjp
+def swiglu(gate: Array, up: Array) -> Array:
+    """silu(gate) up; its gradient needs the two alone, and nothing that was computed of them is kept."""
+    return jax.nn.silu(gate) * up
+
+
+def _swiglu_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    gate, up = saved
+    open_ = jax.nn.sigmoid(gate)
+    return grad * up * open_ * (1 + gate * (1 - open_)), grad * gate * open_
+
+
+swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)
 
 
 class Llama(nnx.Module):
-    """The whole model; see the module's docstring for how it is used."""
+    """The whole model; see the module's docstring for how it is used.
+
+    Attributes:
+        config: its shape.
+        factors: what the factors of its matrix products are rounded to (``models.products``), None for not at all.
+    """
 
     def __init__(self, config: LlamaConfig, *, lora: LoraConfig | None, dtype: jnp.dtype, rngs: nnx.Rngs,
-                 quantize: Quantize = "none") -> None:
+                 quantize: Quantize = "none", factors: Any = None) -> None:
         c = config
-        self.config = c
+        self.config, self.factors = c, factors
         self.embed = nnx.Param(
             jax.random.normal(rngs.params(), (c.vocab_size, c.hidden_size), dtype) * jnp.asarray(0.02, dtype))
-        self.layers = LlamaLayer(c, lora, dtype, rngs, quantize)
+        self.layers = LlamaLayer(c, lora, dtype, rngs, quantize, factors)
         self.norm = RmsNorm((c.hidden_size,), c.rms_eps, dtype)
         if not c.tied:
             self.lm_head = nnx.Param(
@@ -211,22 +237,31 @@ class Llama(nnx.Module):
         def block(x: Float[Array, "B T D"], state: nnx.State) -> tuple[Float[Array, "B T D"], None]:
             layer = nnx.merge(graphdef, state)
             q, k, v = layer.qkv(x, cos, sin)
-            return layer.finish(x, attend_segments(q, k, v, segments, parents, backend)), None
+            return layer.finish(x, layer.attend(q, k, v, segments, parents, backend)), None
 
         x, _ = jax.lax.scan(jax.checkpoint(block) if remat else block, x, stack)
         return self.norm(x)
 
 
-def build_llama(config: LlamaConfig, lora: LoraConfig | None, dtype: Any, seed: int = 0, quantize: Quantize = "none"
-                ) -> Llama:
+def build_llama(config: LlamaConfig, lora: LoraConfig | None, dtype: Any, seed: int = 0, quantize: Quantize = "none",
+                factors: Any = None) -> Llama:
     """A randomly initialised model (the ``tiny`` backbone, and tests); int8 layers are zeros."""
     return Llama(config, lora=lora, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(params=seed, lora=seed + 1),
-                 quantize=quantize)
+                 quantize=quantize, factors=factors)
 
 
-def abstract_llama(config: LlamaConfig, lora: LoraConfig | None, dtype: Any, quantize: Quantize = "none") -> Llama:
+def abstract_llama(config: LlamaConfig, lora: LoraConfig | None, dtype: Any, quantize: Quantize = "none",
+                   factors: Any = None) -> Llama:
     """The same model with shapes instead of arrays: nothing is allocated."""
-    return nnx.eval_shape(lambda: build_llama(config, lora, dtype, quantize=quantize))
+    return nnx.eval_shape(lambda: build_llama(config, lora, dtype, quantize=quantize, factors=factors))
+
+
+def bare_graphdef(config: LlamaConfig, dtype: Any, factors: Any = None) -> Any:
+    """The structure of the model without room for an adapter: its LoRA tree is the empty State.
+
+    It reads the same base, and an adapter of zeros costs a product as much as any other.
+    """
+    return split_llama(abstract_llama(config, None, dtype, factors=factors))[0]
 
 
 def split_llama(model: Llama) -> tuple[Any, nnx.State, nnx.State]:

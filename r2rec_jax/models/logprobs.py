@@ -22,8 +22,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from r2rec_jax.models.products import product, rounded
+
 CHUNK = 256
 """Positions a pass through the head, on one device."""
+
+_Form = tuple[bool, Any]
+"""(vocab_first, factors), as arguments of :func:`token_logprobs`."""
 
 
 def token_logprobs(
@@ -34,6 +39,7 @@ def token_logprobs(
     chunk: int = CHUNK,
     *,
     vocab_first: bool = False,
+    factors: Any = None,
 ) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
     """Log-probability of each target and the entropy of its distribution, both float32, in nats.
 
@@ -45,8 +51,9 @@ def token_logprobs(
         temperature: logits are divided by it.
         chunk: positions a pass; M is padded up to a multiple of it.
         vocab_first: how ``head`` is stored.
+        factors: what the factors of products are rounded to (``models.products``), None for not at all.
     """
-    logprobs, entropy = _score_rows(hidden[None], targets[None], head, temperature, chunk, vocab_first)
+    logprobs, entropy = _score_rows(hidden[None], targets[None], head, temperature, chunk, (vocab_first, factors))
     return logprobs[0], entropy[0]
 
 
@@ -59,16 +66,17 @@ def row_logprobs(
     chunk: int = CHUNK,
     *,
     vocab_first: bool = False,
+    factors: Any = None,
 ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
     """:func:`token_logprobs` at chosen places of rows: ``hidden[b, target_index[b, c]]`` predicts
     ``target_tokens[b, c]``. Padded targets (weight 0) point anywhere and must be masked by the caller.
     """
     picked = jnp.take_along_axis(hidden, target_index[..., None], axis=1)
-    return _score_rows(picked, target_tokens, head, temperature, chunk, vocab_first)
+    return _score_rows(picked, target_tokens, head, temperature, chunk, (vocab_first, factors))
 
 
 def _score_rows(hidden: Float[Array, "B C D"], targets: Int[Array, "B C"], head: Float[Array, "_ _"],
-                temperature: float, chunk: int, vocab_first: bool) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
+                temperature: float, chunk: int, form: _Form) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
     """A chunk takes as many positions of every row, so that devices that hold different rows work on it together."""
     rows, count, _ = hidden.shape
     width = min(count, max(1, chunk // rows))
@@ -81,47 +89,61 @@ def _score_rows(hidden: Float[Array, "B C D"], targets: Int[Array, "B C"], head:
     def join(x: Float[Array, "K B W"]) -> Float[Array, "B C"]:
         return x.swapaxes(0, 1).reshape(rows, -1)[:, :count]
 
-    scored: Any = _score_chunks(temperature, vocab_first, cut(hidden), cut(targets), head)
+    scored: Any = _score_chunks(temperature, form, cut(hidden), cut(targets), head)
     logprobs, entropy = scored
     return join(logprobs), join(jax.lax.stop_gradient(entropy))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _score_chunks(
-    temperature: float, vocab_first: bool, hidden: Float[Array, "K B W D"], ids: Int[Array, "K B W"],
+    temperature: float, form: _Form, hidden: Float[Array, "K B W D"], ids: Int[Array, "K B W"],
     head: Float[Array, "_ _"],
 ) -> tuple[Float[Array, "K B W"], Float[Array, "K B W"]]:
-    return jax.lax.map(lambda args: _score(temperature, vocab_first, args[0], args[1], head)[:2], (hidden, ids))
+    return jax.lax.map(lambda args: _score(temperature, form, args[0], args[1], head)[:2], (hidden, ids))
 
 
-def _score(temperature: float, vocab_first: bool, h: Float[Array, "B W D"], t: Int[Array, "B W"],
+def _score(temperature: float, form: _Form, h: Float[Array, "B W D"], t: Int[Array, "B W"],
            head: Float[Array, "_ _"]) -> tuple[Float[Array, "B W"], Float[Array, "B W"], Float[Array, "B W V"]]:
     """(log-probabilities, entropies, probabilities) of one chunk."""
-    axes = "BWD,VD->BWV" if vocab_first else "BWD,DV->BWV"
-    logits = jnp.einsum(axes, h, head, preferred_element_type=jnp.float32) / temperature
+    logits = _logits(form, h, head) / temperature
     log_z = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0]
     probs = jnp.exp(logits - log_z[..., None])
     return chosen - log_z, log_z - jnp.sum(probs * logits, axis=-1), probs
 
 
-def _forward(temperature: float, vocab_first: bool, hidden: Any, ids: Any, head: Any) -> tuple[Any, tuple[Any, ...]]:
+def _logits(form: _Form, h: Float[Array, "B W D"], head: Float[Array, "_ _"]) -> Float[Array, "B W V"]:
+    vocab_first, factors = form
+    if factors is not None:
+        return product(factors, vocab_first, h.reshape(-1, h.shape[-1]), head).reshape(*h.shape[:-1], -1)
+    return jnp.einsum("BWD,VD->BWV" if vocab_first else "BWD,DV->BWV", h, head, preferred_element_type=jnp.float32)
+
+
+def _mean_weight(form: _Form, probs: Float[Array, "B W V"], head: Float[Array, "_ _"]) -> Float[Array, "B W D"]:
+    vocab_first, factors = form
+    if factors is not None:
+        rows = rounded(factors, probs.reshape(-1, probs.shape[-1]), head, turn=not vocab_first)
+        return rows.reshape(*probs.shape[:-1], -1)
+    axes = "BWV,VD->BWD" if vocab_first else "BWV,DV->BWD"
+    return jnp.einsum(axes, probs.astype(head.dtype), head, preferred_element_type=jnp.float32)
+
+
+def _forward(temperature: float, form: _Form, hidden: Any, ids: Any, head: Any) -> tuple[Any, tuple[Any, ...]]:
     states, tokens, weights = hidden.value, ids.value, head.value
     if head.perturbed:
-        return _score_chunks(temperature, vocab_first, states, tokens, weights), (states, tokens, weights, None)
+        return _score_chunks(temperature, form, states, tokens, weights), (states, tokens, weights, None)
 
     def score(args: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        logprobs, entropy, probs = _score(temperature, vocab_first, args[0], args[1], weights)
-        axes = "BWV,VD->BWD" if vocab_first else "BWV,DV->BWD"
-        mean = jnp.einsum(axes, probs.astype(weights.dtype), weights, preferred_element_type=jnp.float32)
-        own = weights[args[1]] if vocab_first else jnp.moveaxis(weights[:, args[1]], 0, -1)
+        logprobs, entropy, probs = _score(temperature, form, args[0], args[1], weights)
+        mean = _mean_weight(form, probs, weights)
+        own = weights[args[1]] if form[0] else jnp.moveaxis(weights[:, args[1]], 0, -1)
         return logprobs, entropy, (own.astype(jnp.float32) - mean) / temperature
 
     logprobs, entropy, slopes = jax.lax.map(score, (states, tokens))
     return (logprobs, entropy), (states, tokens, None, slopes)
 
 
-def _backward(temperature: float, vocab_first: bool, saved: tuple[Any, ...], grads: tuple[Any, Any]
+def _backward(temperature: float, form: _Form, saved: tuple[Any, ...], grads: tuple[Any, Any]
               ) -> tuple[Any, Any, Any]:
     hidden, ids, head, slopes = saved
     grad = grads[0]
@@ -132,7 +154,7 @@ def _backward(temperature: float, vocab_first: bool, saved: tuple[Any, ...], gra
 
     def chunk(total: Array, args: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         h, t, g = args
-        _, pull = jax.vjp(lambda h, w: _score(temperature, vocab_first, h, t, w)[0], h, head)
+        _, pull = jax.vjp(lambda h, w: _score(temperature, form, h, t, w)[0], h, head)
         grad_h, grad_w = pull(g)
         return total + grad_w, grad_h
 

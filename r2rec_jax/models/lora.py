@@ -2,18 +2,23 @@
 
 y = x W + (alpha / r) (x A) B, with W [in, out] frozen, A [in, R] and B [R, out] trained. A starts as Kaiming-uniform
 with a = sqrt(5) (bound 1/sqrt(in), as peft does), B as zeros, so a fresh adapter changes nothing. The adapter is kept
-in float32 whatever the backbone's dtype, and cast to the activations' dtype in the product.
+in float32 whatever the backbone's dtype, and cast to the activations' dtype in the product, or to the type that the
+factors of products are rounded to (``models.products``).
 
 A policy is the tree of these LoRAParam values: the base model is the zero tree (:func:`zeros_like_lora`).
 """
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from r2rec_jax.models.products import product, rounded, turned
 from r2rec_jax.models.quantize import Quantize, dequantize_channels
 
 
@@ -25,13 +30,15 @@ class LoraLinear(nnx.Module):
         kernel_scale: float32 [L, out], with an int8 kernel only.
         lora_a, lora_b: adapter, [L, in, R] and [L, R, out]; absent when ``rank`` is 0.
         scale: alpha / r.
+        factors: what the factors of products are rounded to; None leaves them as they are.
     """
 
     def __init__(self, stack: int, d_in: int, d_out: int, *, rank: int, alpha: float, dtype: jnp.dtype,
-                 rngs: nnx.Rngs, quantize: Quantize = "none") -> None:
+                 rngs: nnx.Rngs, quantize: Quantize = "none", factors: Any = None) -> None:
         """Draw the weights; those of an int8 layer are only room, for ``models.backbone`` to fill."""
         std, shape = d_in**-0.5, (stack, d_in, d_out)
         self.quantized = quantize != "none"
+        self.factors = factors
         if self.quantized:
             self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8))
             self.kernel_scale = nnx.Param(jnp.ones((stack, d_out), jnp.float32))
@@ -50,12 +57,15 @@ class LoraLinear(nnx.Module):
             # Without it XLA takes the cast out of the decoder's token loop and keeps every layer wide.
             kernel, x = jax.lax.optimization_barrier((kernel, x))
         # Rows of tokens: over batch and time as two axes, XLA transposes what a trained kernel's gradient is made of.
-        y = (x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)).reshape(*x.shape[:-1], kernel.shape[-1])
+        rows, kernel = x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype)
+        y = rows @ kernel if self.factors is None else product(self.factors, False, rows, kernel)
+        y = y.reshape(*x.shape[:-1], kernel.shape[-1])
         if self.quantized:
-            y = (y.astype(jnp.float32) * self.kernel_scale[...]).astype(x.dtype)
+            y = (y.astype(jnp.float32) * self.kernel_scale[...]).astype(y.dtype)
         if self.rank:
-            a, b = self.lora_a[...].astype(x.dtype), self.lora_b[...].astype(x.dtype)
-            y = y + low_rank(x, a, b) * jnp.asarray(self.scale, x.dtype)
+            a, b = self.lora_a[...].astype(y.dtype), self.lora_b[...].astype(y.dtype)
+            low = low_rank(self.factors, rows, a, b).reshape(y.shape)
+            y = y + low * jnp.asarray(self.scale, y.dtype)
         return y
 
     def weight(self) -> Float[Array, "I O"]:
@@ -64,28 +74,31 @@ class LoraLinear(nnx.Module):
         return dequantize_channels(kernel, self.kernel_scale[...]) if self.quantized else kernel
 
 
-@jax.custom_vjp
-def low_rank(x: Float[Array, "... I"], a: Float[Array, "I R"], b: Float[Array, "R O"]) -> Float[Array, "... O"]:
-    """(x A) B, with a gradient whose products never transpose a wide array.
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def low_rank(factors: Any, x: Float[Array, "M I"], a: Float[Array, "I R"], b: Float[Array, "R O"]
+             ) -> Float[Array, "M O"]:
+    """(x A) B, with a gradient whose products never transpose a wide array; ``factors`` as in the layer.
 
     JAX's own gradient contracts x with the gradient of x A, and the gradient of the output with x A, over their first
     axes; XLA transposes [tokens, in] and [tokens, out] for that on a CPU, recomputing what they are made of entry by
     entry. Here only the narrow factors [tokens, R] are transposed.
     """
-    return (x @ a) @ b
+    return _low_rank_forward(factors, x, a, b)[0]
 
 
-def _low_rank_forward(x: Array, a: Array, b: Array) -> tuple[Array, tuple[Array, ...]]:
-    low = x @ a
-    return low @ b, (x, a, b, low)
+def _low_rank_forward(factors: Any, x: Array, a: Array, b: Array) -> tuple[Array, tuple[Array, ...]]:
+    low = rounded(factors, x, a)
+    return rounded(factors, low, b), (x, a, b, low)
 
 
-def _low_rank_backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array]:
+def _low_rank_backward(factors: Any, saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array]:
     x, a, b, low = saved
-    grad_low = grad @ b.T
-    x_rows, low_rows, grad_rows, grad_low_rows = (
-        y.reshape(-1, y.shape[-1]) for y in (x, low, grad, grad_low))
-    return grad_low @ a.T, (grad_low_rows.T @ x_rows).T, low_rows.T @ grad_rows
+    grad_low = rounded(factors, grad, b, turn=True)
+    if factors is None:
+        return grad_low @ a.T, (grad_low.T @ x).T, low.T @ grad
+    of_a, of_b = (turned(narrow.astype(factors)) for narrow in (grad_low, low))
+    of_x = rounded(factors, grad_low, a, turn=True).astype(x.dtype)
+    return of_x, turned(rounded(factors, of_a, x)), rounded(factors, of_b, grad)
 
 
 low_rank.defvjp(_low_rank_forward, _low_rank_backward)

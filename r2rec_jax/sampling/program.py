@@ -20,8 +20,9 @@ from flax import nnx, struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from r2rec_jax.models.attention import AttentionBackend, attend_segments, resolve_backend
+from r2rec_jax.models.attention import AttentionBackend, resolve_backend
 from r2rec_jax.models.llama import Llama, LlamaConfig, merge_llama
+from r2rec_jax.models.products import rounded
 from r2rec_jax.sampling.sampler import row_keys, sample
 from r2rec_jax.sampling.step import Cache, MergedLayer, Place, merged_step, stored_step
 
@@ -106,8 +107,7 @@ def prefill(
     def block(x: Float[Array, "C S D"], weights: nnx.State) -> tuple[Float[Array, "C S D"], tuple[Array, Array]]:
         layer = nnx.merge(layer_def, weights)
         q, k, v = layer.qkv(x, cos, sin)
-        attended = attend_segments(q, k, v, real, parents, backend)
-        return layer.finish(x, attended), (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
+        return layer.finish(x, layer.attend(q, k, v, real, parents, backend)), (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
 
     x, (keys, values) = lax.scan(block, model.embedded(tokens), stack)
 
@@ -147,16 +147,9 @@ def join_last(shards: int, starts: tuple[int, ...], parts: tuple[Float[Array, "C
 
 
 def logits_of(model: Llama, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
-    """Float32 logits of normalised hidden states.
-
-    A tied head multiplies the embedding from the left, [V, D] x [D, B], and transposes the small result: on a CPU that
-    reads the weights once at full bandwidth, while x E^T takes half as long again. The barrier keeps XLA from folding
-    the transpose back into the product.
-    """
-    if not model.config.tied:
-        return jnp.einsum("BD,DV->BV", hidden, model.head(), preferred_element_type=jnp.float32)
-    logits = jnp.einsum("VD,DB->VB", model.embed[...], hidden.T, preferred_element_type=jnp.float32)
-    return lax.optimization_barrier(logits).T
+    """Float32 logits of normalised hidden states."""
+    weight, vocab_first = model.stored_head()
+    return rounded(model.factors or weight.dtype, hidden, weight, turn=vocab_first)
 
 
 def _draw(rule: Sampling, logits: Float[Array, "B V"], state: DecodeState, key: Key[Array, ""],

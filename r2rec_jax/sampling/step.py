@@ -15,8 +15,8 @@ Two layouts of the layers' weights:
 - ``stored``: the model's own stacked arrays, one slice a layer, the adapter applied beside the frozen weight. Nothing
   is rounded anew, so it is the layout for bfloat16 and for every accelerator.
 - ``merged``: W + (alpha / r) A B, norm scales folded in, q|k|v and gate|up joined and all transposed to [out, in], made
-  once a call (:func:`merge_layer`) and multiplied from the left with activations [D, rows]. It needs a second copy of
-  the layers while a call lasts, so it is used only in float32 on a CPU, where it is the faster one (see decoder.py).
+  once a call (:func:`merge_layer`), rounded where products are (``models.products``). It needs a second copy of the
+  layers while a call lasts, so it is used only in float32 on a CPU, where it is the faster one (see decoder.py).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from jaxtyping import Array, Bool, Float, Int
 from r2rec_jax.models.attention import MASKED
 from r2rec_jax.models.llama import LlamaConfig, merge_llama
 from r2rec_jax.models.lora import LoraLinear
+from r2rec_jax.models.products import rounded
 from r2rec_jax.models.rope import rotate
 
 
@@ -96,12 +97,15 @@ def merge_layer(graphdef: Any, lora: nnx.State, base: nnx.State, index: Int[Arra
             merged = merged + linear.scale * (linear.lora_b[...].T @ linear.lora_a[...].T)
         return merged
 
+    def kept(weight: Float[Array, "O I"]) -> Float[Array, "O I"]:
+        return weight if layer.factors is None else weight.astype(layer.factors)
+
     attn, mlp = layer.attn_norm.scale[...], layer.mlp_norm.scale[...]
     return MergedLayer(
-        qkv=jnp.concatenate([weight(layer.q), weight(layer.k), weight(layer.v)]) * attn,
-        o=weight(layer.o),
-        gate_up=jnp.concatenate([weight(layer.gate), weight(layer.up)]) * mlp,
-        down=weight(layer.down))
+        qkv=kept(jnp.concatenate([weight(layer.q), weight(layer.k), weight(layer.v)]) * attn),
+        o=kept(weight(layer.o)),
+        gate_up=kept(jnp.concatenate([weight(layer.gate), weight(layer.up)]) * mlp),
+        down=kept(weight(layer.down)))
 
 
 def append(cache: Cache, k: Float[Array, "P G K H"], v: Float[Array, "P G K H"], slot: Int[Array, ""]) -> Cache:
@@ -161,26 +165,30 @@ def merged_step(
     config: LlamaConfig, layers: tuple[MergedLayer, ...], x: Float[Array, "P G D"], caches: tuple[Cache, ...],
     place: Place,
 ) -> tuple[Float[Array, "P G D"], tuple[Cache, ...]]:
-    """The same with :func:`merge_layer`'s weights, activations feature-major inside."""
+    """The same with :func:`merge_layer`'s weights."""
     c = config
     prompts, group, width = x.shape
     cos, sin = place.cos[:, None], place.sin[:, None]
-    x = x.reshape(-1, width).T
+    x = x.reshape(-1, width)
     done = []
     for layer, cache in zip(layers, caches, strict=True):
-        # The barrier keeps XLA from folding the transpose into the product, which would take a slower kernel.
-        qkv = lax.optimization_barrier(layer.qkv @ _normed(x, c.rms_eps))
-        qkv = qkv.T.reshape(prompts, group, c.heads + 2 * c.kv_heads, c.head_dim)
+        qkv = _weighted(_normed(x, c.rms_eps), layer.qkv)
+        qkv = qkv.reshape(prompts, group, c.heads + 2 * c.kv_heads, c.head_dim)
         rotated = rotate(qkv[:, :, : c.heads + c.kv_heads], cos, sin)
         q, k, v = rotated[:, :, : c.heads], rotated[:, :, c.heads :], qkv[:, :, c.heads + c.kv_heads :]
         cache = append(cache, k, v, place.slot)
-        x = x + layer.o @ attend_two_parts(q, cache, place).reshape(prompts * group, -1).T
-        gate, up = jnp.split(layer.gate_up @ _normed(x, c.rms_eps), 2)
-        x = x + layer.down @ (jax.nn.silu(gate) * up)
+        x = x + _weighted(attend_two_parts(q, cache, place).reshape(prompts * group, -1), layer.o)
+        gate, up = jnp.split(_weighted(_normed(x, c.rms_eps), layer.gate_up), 2, axis=1)
+        x = x + _weighted(jax.nn.silu(gate) * up, layer.down)
         done.append(cache)
-    return x.T.reshape(prompts, group, width), tuple(done)
+    return x.reshape(prompts, group, width), tuple(done)
 
 
-def _normed(x: Float[Array, "D R"], eps: float) -> Float[Array, "D R"]:
-    """RMSNorm over the first axis without its scale (folded into the next weight)."""
-    return x * lax.rsqrt(jnp.mean(x * x, axis=0, keepdims=True) + eps)
+def _weighted(x: Float[Array, "R I"], weight: Float[Array, "O I"]) -> Float[Array, "R O"]:
+    """x W^T in float32; x is rounded to what the weight has been rounded to."""
+    return rounded(weight.dtype, x, weight, turn=True)
+
+
+def _normed(x: Float[Array, "R D"], eps: float) -> Float[Array, "R D"]:
+    """RMSNorm without its scale (folded into the next weight)."""
+    return x * lax.rsqrt(jnp.mean(x * x, axis=1, keepdims=True) + eps)

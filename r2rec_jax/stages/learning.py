@@ -12,15 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from r2rec_jax.config import LoraConfig
-from r2rec_jax.models.backbone import Backbone, random_backbone, rescaled, tiny_hf_config, with_base
+from r2rec_jax.models.backbone import Backbone, random_backbone, rescaled, tiny_hf_config, with_base, with_factors
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.models.huggingface import save_merged
+from r2rec_jax.models.llama import bare_graphdef
 from r2rec_jax.models.lora import init_lora
 from r2rec_jax.models.peft import save_adapter
+from r2rec_jax.models.products import factors_for
 from r2rec_jax.models.vocabulary import with_vocabulary
 from r2rec_jax.parallel.distributed import is_first, on_first
 from r2rec_jax.parallel.sharding import to_host
@@ -52,7 +55,7 @@ def pretrain_stage(work: Workspace) -> dict[str, Any]:
     phases = pretraining_texts(work)  # before the weights are loaded: a local teacher has its own
     start = _untrained(work) if work.is_tiny else _pretrained(work)
     trained = train_pretrain(
-        _in_float32(work, start), start.lora, phases, c.pretrain, seed=c.train_seed, pad_id=tokenizer.pad_id,
+        _in_float32(work, start), phases, c.pretrain, seed=c.train_seed, pad_id=tokenizer.pad_id,
         checkpoints=_checkpoints(work, "pretrain", start, None), metrics=_metrics(work, "pretrain"))
     backbone = with_base(start, to_host(trained.params), c.backbone.source)
     _replace(folder / "backbone", lambda out: save_merged(backbone, None, out, tokenizer.save))
@@ -64,18 +67,20 @@ def pretrain_stage(work: Workspace) -> dict[str, Any]:
 
 
 def _in_float32(work: Workspace, start: Backbone) -> FrozenModel:
-    """For training in float32, which cuDNN's attention does not do."""
+    """For training in float32, which cuDNN's attention does not do, and without room for an adapter."""
     config = work.config.backbone
     attention = "auto" if config.attention == "cudnn" else config.attention
     own = replace(config, dtype="float32", attention=attention)
-    return FrozenModel.from_config(start.graphdef, start.base, own, work.mesh)
+    graphdef = bare_graphdef(start.config, jnp.float32, factors_for(config.factors, jnp.float32))
+    return FrozenModel.from_config(graphdef, start.base, own, work.mesh)
 
 
 def _untrained(work: Workspace) -> Backbone:
     c, tokenizer = work.config, work.tokenizer
     hf = tiny_hf_config(c.backbone.tiny, vocab_size=tokenizer.vocab_size, bos_id=tokenizer.bos_id,
                         eos_id=tokenizer.end_id, pad_id=tokenizer.pad_id)
-    return rescaled(random_backbone(hf, c.lora, c.backbone.dtype, seed=c.train_seed, source="tiny"))
+    drawn = random_backbone(hf, c.lora, c.backbone.dtype, seed=c.train_seed, source="tiny")
+    return with_factors(rescaled(drawn), c.backbone.factors)
 
 
 def _pretrained(work: Workspace) -> Backbone:

@@ -111,7 +111,6 @@ def row_batch(rows: Sequence[Sequence[Text]], count: int, length: int, pad_id: i
 
 def train_pretrain(
     model: FrozenModel,
-    zero_lora: nnx.State,
     phases: Sequence[Sequence[Text]],
     config: PretrainConfig,
     *,
@@ -123,9 +122,8 @@ def train_pretrain(
     """Train the base on texts.
 
     Args:
-        model: structure, and the base to start from; left as it is. Training is in float32 whatever its dtype; the
-            result has that dtype again.
-        zero_lora: the zero adapter.
+        model: structure, without adapters, and the base to start from; left as it is. Training is in float32 whatever
+            its dtype; the result has that dtype again.
         phases: what is read, one after the other; texts of one phase in a drawn order.
         config: of the stage.
         seed: order of the texts.
@@ -149,7 +147,6 @@ def train_pretrain(
     session = Session("pretrain", place(state, model.mesh), loader, config.steps,
                       checkpoints=checkpoints, metrics=metrics, checkpoint_every=config.checkpoint_every)
     del state  # of a large model there must not be two
-    zero_lora = place(zero_lora, model.mesh)
     held = -(-config.batch_size // model.row_shards) * model.row_shards
     with session:
         updates = Updates(make_pretrain_loss(model), SUMS, optimizer, session.report, mesh=model.mesh)
@@ -157,7 +154,7 @@ def train_pretrain(
             batch = row_batch(next(loader), held, config.max_tokens, pad_id)
             scale = np.asarray(1 / max(float(batch.target_weights.sum()), 1.0), np.float32)
             lr = learning_rate(schedule, session.state)
-            state, values = updates.run(session.state, zero_lora, [(batch, scale)])
+            state, values = updates.run(session.state, nnx.State({}), [(batch, scale)])
             session.finish(step, state, values | {"lr": lr}, [f"rows of step {step}"])
     trained = session.trained()
     return replace(trained, params=jax.tree.map(lambda x, old: x.astype(old.dtype), trained.params, model.base))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -111,12 +112,11 @@ def test_annotated_shapes_hold_at_run_time() -> None:
         checked["attend"](q, k, k, mask[:, :, :4])
 
 
-@pytest.mark.parametrize("shape", [(7,), (2, 5)])
-def test_the_adapters_product_and_its_gradient_are_those_of_the_plain_form(shape: tuple[int, ...]) -> None:
+def test_the_adapters_product_and_its_gradient_are_those_of_the_plain_form() -> None:
     keys = jax.random.split(jax.random.key(0), 4)
-    x, a, b = (jax.random.normal(key, s) for key, s in zip(keys, ((*shape, 6), (6, 3), (3, 8)), strict=False))
-    weight = jax.random.normal(keys[3], (*shape, 8))
+    x, a, b = (jax.random.normal(key, s) for key, s in zip(keys, ((7, 6), (6, 3), (3, 8)), strict=False))
+    weight = jax.random.normal(keys[3], (7, 8))
     found, wanted = (jax.value_and_grad(lambda *args, f=f: jnp.sum(jnp.sin(f(*args)) * weight), (0, 1, 2))(x, a, b)
-                     for f in (low_rank, lambda x, a, b: (x @ a) @ b))
+                     for f in (partial(low_rank, None), lambda x, a, b: (x @ a) @ b))
     for ours, plain in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)

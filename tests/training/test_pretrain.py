@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from r2rec_jax.config import PretrainConfig
-from r2rec_jax.models.lora import zeros_like_lora
+from r2rec_jax.models.llama import bare_graphdef
 from r2rec_jax.training.pretrain import Text, pack_texts, row_batch, train_pretrain
 from r2rec_jax.training.updates import Updates
 
@@ -50,9 +53,8 @@ def texts():
     return [Text.whole((np.arange(rng.integers(5, 30)) % 5 + 10).tolist()) for _ in range(20)]
 
 
-def test_it_learns_and_resumes_bit_for_bit(tiny, texts, checkpoints, monkeypatch, trees_equal):
-    model, lora = tiny
-    zero, base = zeros_like_lora(lora), jax.device_get(model.base)
+def test_it_learns_and_resumes_bit_for_bit(tiny, llama_config, texts, checkpoints, monkeypatch, trees_equal):
+    model, base = replace(tiny[0], graphdef=bare_graphdef(llama_config, jnp.float32)), jax.device_get(tiny[0].base)
     losses, original = [], Updates.run
 
     def run(name, stop=None):
@@ -67,7 +69,7 @@ def test_it_learns_and_resumes_bit_for_bit(tiny, texts, checkpoints, monkeypatch
 
         monkeypatch.setattr(Updates, "run", wrapped)
         try:
-            return train_pretrain(model, zero, [texts[:5], texts[5:]], CONFIG, seed=0, checkpoints=own)
+            return train_pretrain(model, [texts[:5], texts[5:]], CONFIG, seed=0, checkpoints=own)
         finally:
             own.close()
 

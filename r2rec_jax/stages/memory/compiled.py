@@ -7,12 +7,15 @@ default, and keep bfloat16, which a CPU widens.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from r2rec_jax.config import TrainConfig
+from r2rec_jax.models.llama import bare_graphdef
 from r2rec_jax.stages.memory.formula import Shapes, recomputes, widened
 from r2rec_jax.tokens.examples import Batch
 from r2rec_jax.training.grpo import SUMS as GRPO_SUMS
@@ -45,6 +48,8 @@ def gradient_temporaries(shapes: Shapes, config: TrainConfig, stage: str, row: R
         rows: B.
     """
     model = FrozenModel(shapes.graphdef, shapes.base, "xla", recomputes(config, on_cpu=True))
+    if stage == "pretrain":
+        model = replace(model, graphdef=bare_graphdef(shapes.config, jnp.float32, factors_for(config.backbone.factors, jnp.float32)))
     function, args = gradient_program(model, shapes, config, stage, row, rows)
     analysis: Any = jax.jit(function, donate_argnums=1).lower(*args).compile().memory_analysis()
     return int(analysis.temp_size_in_bytes)
@@ -63,7 +68,7 @@ def gradient_program(model: FrozenModel, shapes: Shapes, config: TrainConfig, st
     column = jax.ShapeDtypeStruct((rows, row.targets), jnp.float32)
     trained, frozen = shapes.lora, shapes.base
     if stage == "pretrain":
-        trained, frozen = widened(shapes).base, shapes.lora
+        trained, frozen = widened(shapes).base, nnx.State({})
         loss, sums, inputs = make_pretrain_loss(model), PRETRAIN_SUMS, (batch, number)
     elif stage == "sft":
         loss, sums, inputs = make_sft_loss(model), SFT_SUMS, (batch, number)
