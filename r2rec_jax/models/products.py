@@ -20,8 +20,7 @@ _TILE = 8
 
 
 def factors_for(name: str | None, dtype: Any) -> Any:
-    """The type that ``backbone.matmul_dtype`` names, or None: for weights narrower than float32 too, whose products have
-    factors of their own type."""
+    """The type that ``backbone.matmul_dtype`` names, or None; None for narrower weights too, whose factors have theirs."""
     return jnp.dtype(name) if name is not None and dtype == jnp.float32 else None
 
 

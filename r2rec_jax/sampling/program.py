@@ -107,7 +107,8 @@ def prefill(
     def block(x: Float[Array, "C S D"], weights: nnx.State) -> tuple[Float[Array, "C S D"], tuple[Array, Array]]:
         layer = nnx.merge(layer_def, weights)
         q, k, v = layer.qkv(x, cos, sin)
-        return layer.finish(x, layer.attend(q, k, v, real, parents, backend)), (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
+        attended = layer.attend(q, k, v, real, parents, backend)
+        return layer.finish(x, attended), (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
 
     x, (keys, values) = lax.scan(block, model.embedded(tokens), stack)
 

@@ -6,6 +6,9 @@ as it stands. Sampled and scored log-probabilities are both log softmax(logits /
 The first update needs no pass for the old log-probabilities: they are the policy's own with the gradient stopped. The
 reference policy is a LoRA tree of its own: a copy of the adapter GRPO starts from, or the zero tree.
 
+A group whose rewards are all equal has no advantage. Without a KL term its gradient is zero, so with ``beta`` 0 such
+groups take no part in the passes, and the update is the same as with them.
+
 The paper gives the reward, learning rate, temperature and top-p; G, clip range, beta and steps are ours (config).
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import jax
@@ -144,6 +147,11 @@ def train_grpo(
     with session:
         score = make_scoring(model, config.temperature, session.report)
         updates = Updates(make_grpo_loss(model, config), SUMS, optimizer, session.report, mesh=model.mesh)
+
+        def scored(chosen: Sequence[Example], rollout: Rollout, kept: np.ndarray | None = None) -> list[GroupBatch]:
+            passes = make_passes(chosen, rollout, config, longest, environment.pad_id, model.row_shards, kept)
+            return [with_scores(group, score, session.state.params, reference, model.base, config) for group in passes]
+
         for step in session.steps():
             chosen = next(loader)
             ids = [example.example_id for example in chosen]
@@ -151,15 +159,18 @@ def train_grpo(
             rollout = roll_out(session.state.params, model, chosen, config, environment, seed, step, session.report)
             clock.lap("rollout_seconds")
             check_stop()
-            passes = make_passes(chosen, rollout, config, longest, environment.pad_id, model.row_shards)
-            passes = [with_scores(group, score, session.state.params, reference, model.base, config)
-                      for group in passes]
+
+            passes = scored(chosen, rollout) if config.beta > 0 else []
             texts = completion_texts(rollout, environment.decode)
             rewards = shared_rewards(environment.reward, texts, ids, config.group_size)
             clock.lap("reward_seconds")
             check_stop()
+            advantages = group_advantages(rewards["total"], config.scale_rewards)
+            if config.beta == 0:
+                taught = np.flatnonzero(advantages.any(axis=1))
+                passes, advantages = scored(chosen, rollout, taught), advantages[taught]
             lr = learning_rate(schedule, session.state)
-            passes = with_advantages(passes, group_advantages(rewards["total"], config.scale_rewards))
+            passes = with_advantages(passes, advantages)
             state, values = update(session.state, updates, model.base, passes, config.iterations)
             clock.lap("update_seconds")
             values |= {"lr": lr, **step_metrics(rollout, rewards), **clock.laps}
@@ -244,13 +255,17 @@ def make_scoring(model: FrozenModel, temperature: float, report: Report = silent
 
 
 def make_passes(chosen: Sequence[Example], rollout: Rollout, config: GrpoConfig, longest: int, pad_id: int,
-                row_shards: int = 1) -> list[GroupBatch]:
+                row_shards: int = 1, kept: np.ndarray | None = None) -> list[GroupBatch]:
     """The device passes of a step, ``micro_prompts`` rows on each of ``row_shards`` devices, without scores and
-    advantages."""
-    kept = rollout.finished if config.mask_truncated else np.ones_like(rollout.finished)
-    weights = completion_weights(rollout.lengths, kept, config.loss, config.max_new_tokens, config.micro_prompts)
-    return lay_out([example.prompt_ids for example in chosen], rollout, weights,
-                   group_shape(rollout, longest, config.max_new_tokens), config.micro_prompts * row_shards, pad_id)
+    advantages; of the prompts numbered in ``kept`` alone, with the weights that they have among all."""
+    counted = rollout.finished if config.mask_truncated else np.ones_like(rollout.finished)
+    weights = completion_weights(rollout.lengths, counted, config.loss, config.max_new_tokens, config.micro_prompts)
+    shape = group_shape(rollout, longest, config.max_new_tokens)
+    if kept is not None:
+        chosen, weights = [chosen[row] for row in kept], weights[kept]
+        rollout = Rollout(*(getattr(rollout, field.name)[kept] for field in fields(rollout)))
+    return lay_out([example.prompt_ids for example in chosen], rollout, weights, shape,
+                   config.micro_prompts * row_shards, pad_id) if chosen else []
 
 
 def with_scores(group: GroupBatch, score: Program, lora: nnx.State, reference: nnx.State, base: nnx.State,
@@ -264,15 +279,17 @@ def with_scores(group: GroupBatch, score: Program, lora: nnx.State, reference: n
 
 def update(state: TrainState, updates: Updates, base: nnx.State, passes: Sequence[GroupBatch], iterations: int
            ) -> tuple[TrainState, dict[str, float]]:
-    """All updates on one step's rollouts; values are token means, averaged over the updates (drift: the first's)."""
+    """All updates on one step's rollouts; values are token means, averaged over the updates (drift: the first's), and
+    left out where no token was trained on."""
     rows = []
     for _ in range(iterations):
         state, values = updates.run(state, base, [(group,) for group in passes])
-        tokens = max(values.pop("tokens"), 1.0)
-        rows.append({name: value / tokens if name in SUMS else value for name, value in values.items()})
+        tokens = values.pop("tokens")
+        rows.append({name: value / tokens if name in SUMS else value for name, value in values.items()
+                     if tokens or name not in SUMS})
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    latest = {name: rows[-1][name] for name in ("skipped", "skipped_in_a_row")}
-    return state, means | latest | {"drift": rows[0]["drift"]}
+    first = {name: rows[0][name] for name in ("drift",) if name in rows[0]}
+    return state, means | {name: rows[-1][name] for name in ("skipped", "skipped_in_a_row")} | first
 
 
 def step_metrics(rollout: Rollout, rewards: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -322,3 +322,12 @@ def test_points_of_a_curve_are_means_of_equal_stretches(tmp_path: Path, count: i
     assert ends[-1] == count and len(sizes) <= POINTS and len(set(sizes[:-1].tolist())) <= 1 and sizes[-1] <= sizes[0]
     expected = [(first + 1 + last) / 2 for first, last in pairwise(ends)]
     assert curve["reward_rank"] == pytest.approx(expected)
+
+
+def test_what_a_step_does_not_tell_is_interpolated(tmp_path: Path) -> None:
+    rows = [{"stage": "grpo", "step": 1, "entropy": 1.0}, {"stage": "grpo", "step": 2},
+            {"stage": "grpo", "step": 3, "entropy": 3.0}, {"stage": "grpo", "step": 4}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = SimpleNamespace(run_dir=str(tmp_path), grpo=SimpleNamespace(start="sft"))
+    (curve,) = grpo_curves(cast("Any", SimpleNamespace(config=config, name="x", seed=0)))
+    assert curve["entropy"] == [1, 2, 3, 3] and "kl" not in curve

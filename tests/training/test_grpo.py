@@ -184,6 +184,40 @@ def test_the_device_is_given_the_scoring_before_the_host_rewards(tiny, prompts, 
     assert order == ["scoring", "scoring", "rewards"] * 2
 
 
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_without_a_kl_term_groups_without_spread_are_left_out(tiny, prompts, monkeypatch, iterations):
+    """As with a KL term too small to be seen, which keeps them."""
+    dull, counts, original = prompts[0].example_id, [], Updates.run
+
+    def rewarding(texts, example_ids):
+        return {"total": np.where(np.array(example_ids) == dull, 1.0, reward(texts, example_ids)["total"])}
+
+    def spy(self, state, base, passes):
+        counts.append(len(passes))
+        return original(self, state, base, passes)
+
+    monkeypatch.setattr(Updates, "run", spy)
+    environment = Environment(fake_generate, text_of, rewarding)
+    trained = []
+    for beta in (0.0, 1e-30):
+        config = dataclasses.replace(CONFIG, beta=beta, iterations=iterations, steps=3)
+        trained.append(train_grpo(*tiny, prompts, config, environment, seed=0).params)
+    assert counts == [1] * 3 * iterations + [2] * 3 * iterations
+    for ours, whole, start in zip(*map(jax.tree.leaves, (*trained, tiny[1])), strict=True):
+        np.testing.assert_allclose(ours, whole, atol=2e-5)
+        assert np.abs(ours - start).max() > 1e-3
+
+
+def test_a_step_that_teaches_nothing_leaves_the_adapter_and_tells_no_entropy(tiny, prompts, tmp_path, checkpoints,
+                                                                             trees_equal):
+    environment = Environment(fake_generate, text_of, lambda texts, ids: {"total": np.ones(len(texts))})
+    config = dataclasses.replace(CONFIG, beta=0.0, epochs=1)
+    trained, _, (rows, _) = run(tiny, prompts, tmp_path, checkpoints, "dull", config, environment)
+    assert trees_equal(trained.params, tiny[1]) and trained.steps == 1 and trained.skipped == 0
+    assert rows[0]["zero_spread_groups"] == 1 and rows[0]["grad_norm"] == 0
+    assert not {"entropy", "kl", "ratio", "drift"} & set(rows[0])
+
+
 @pytest.mark.parametrize(("reference", "start"), [("sft", "sft"), ("base", "sft"), ("base", "base")])
 def test_the_first_kl_is_that_of_the_chosen_reference(tiny, prompts, tmp_path, checkpoints, reference, start):
     """Zero against a copy of the adapter GRPO starts from, and not against the base; the copy survives donation."""

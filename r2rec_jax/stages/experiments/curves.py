@@ -21,7 +21,7 @@ def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
 
     Returns:
         ``[{"experiment", "system", "seed", "steps": [...], "reward_rank": [...], ...}]``; a step stands for the stretch
-        that ends with it.
+        that ends with it. What a step does not tell, since it trained on no token, is interpolated.
     """
     path = trial.config.run_dir + "/metrics.jsonl"
     try:
@@ -36,7 +36,8 @@ def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
         "experiment": trial.name, "system": "sft+grpo" if trial.config.grpo.start == "sft" else "grpo",
         "seed": trial.seed, "steps": [rows[part[-1]]["step"] for part in parts]}
     for name in CURVES:
-        if all(isinstance(row.get(name), int | float) for row in rows):
-            values = np.array([row[name] for row in rows], np.float64)
+        known = [number for number, row in enumerate(rows) if isinstance(row.get(name), int | float)]
+        if known:
+            values = np.interp(np.arange(len(rows)), known, [rows[number][name] for number in known])
             curve[name] = [round(float(values[part].mean()), 5) for part in parts]
     return [curve]

@@ -16,6 +16,7 @@ from flax import nnx
 
 from r2rec_jax.config import TrainConfig
 from r2rec_jax.models.llama import bare_graphdef
+from r2rec_jax.models.products import factors_for
 from r2rec_jax.stages.memory.formula import Shapes, recomputes, widened
 from r2rec_jax.tokens.examples import Batch
 from r2rec_jax.training.grpo import SUMS as GRPO_SUMS
@@ -49,7 +50,8 @@ def gradient_temporaries(shapes: Shapes, config: TrainConfig, stage: str, row: R
     """
     model = FrozenModel(shapes.graphdef, shapes.base, "xla", recomputes(config, on_cpu=True))
     if stage == "pretrain":
-        model = replace(model, graphdef=bare_graphdef(shapes.config, jnp.float32, factors_for(config.backbone.factors, jnp.float32)))
+        factors = factors_for(config.backbone.factors, jnp.float32)
+        model = replace(model, graphdef=bare_graphdef(shapes.config, jnp.float32, factors))
     function, args = gradient_program(model, shapes, config, stage, row, rows)
     analysis: Any = jax.jit(function, donate_argnums=1).lower(*args).compile().memory_analysis()
     return int(analysis.temp_size_in_bytes)
