@@ -20,7 +20,7 @@ _TILE = 8
 
 
 def factors_for(name: str | None, dtype: Any) -> Any:
-    """The type that ``backbone.matmul_dtype`` names, or None; None for narrower weights too, whose factors have theirs."""
+    """The type that ``backbone.matmul_dtype`` names; None for none, and for weights that are narrower themselves."""
     return jnp.dtype(name) if name is not None and dtype == jnp.float32 else None
 
 
