@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from r2rec_jax.config import LoraConfig
-from r2rec_jax.models.attention import AttentionBackend, attend_segments, resolve_backend
+from r2rec_jax.models.attention import AttentionBackend, ResolvedBackend, attend_segments, resolve_backend
 from r2rec_jax.models.lora import LoraLinear
 from r2rec_jax.models.quantize import Quantize
 from r2rec_jax.models.rope import RopeScaling, angles, inverse_frequencies, rotate
@@ -147,7 +147,7 @@ class LlamaLayer(nnx.Module):
         return by_rows(x + self.down(swiglu(self.gate(h), self.up(h))))
 
     def attend(self, q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"],
-               segments: Int[Array, "B T"], parents: Int[Array, "B T"], backend: AttentionBackend = "auto"
+               segments: Int[Array, "B T"], parents: Int[Array, "B T"], backend: ResolvedBackend = "xla"
                ) -> Float[Array, "B T N H"]:
         """Attention of whole rows, by the rule of ``models.attention``."""
         return attend_segments(q, k, v, segments, parents, backend)

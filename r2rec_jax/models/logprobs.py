@@ -115,7 +115,8 @@ def _score(temperature: float, form: _Form, h: Float[Array, "B W D"], t: Int[Arr
 def _logits(form: _Form, h: Float[Array, "B W D"], head: Float[Array, "_ _"]) -> Float[Array, "B W V"]:
     vocab_first, factors = form
     if factors is not None:
-        return product(factors, vocab_first, h.reshape(-1, h.shape[-1]), head).reshape(*h.shape[:-1], -1)
+        logits: Any = product(factors, vocab_first, h.reshape(-1, h.shape[-1]), head)
+        return logits.reshape(*h.shape[:-1], -1)
     return jnp.einsum("BWD,VD->BWV" if vocab_first else "BWD,DV->BWV", h, head, preferred_element_type=jnp.float32)
 
 

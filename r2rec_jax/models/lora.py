@@ -58,14 +58,14 @@ class LoraLinear(nnx.Module):
             kernel, x = jax.lax.optimization_barrier((kernel, x))
         # Rows of tokens: over batch and time as two axes, XLA transposes what a trained kernel's gradient is made of.
         rows, kernel = x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype)
-        y = rows @ kernel if self.factors is None else product(self.factors, False, rows, kernel)
+        y: Any = rows @ kernel if self.factors is None else product(self.factors, False, rows, kernel)
         y = y.reshape(*x.shape[:-1], kernel.shape[-1])
         if self.quantized:
             y = (y.astype(jnp.float32) * self.kernel_scale[...]).astype(y.dtype)
         if self.rank:
             a, b = self.lora_a[...].astype(y.dtype), self.lora_b[...].astype(y.dtype)
-            low = low_rank(self.factors, rows, a, b).reshape(y.shape)
-            y = y + low * jnp.asarray(self.scale, y.dtype)
+            low: Any = low_rank(self.factors, rows, a, b)
+            y = y + low.reshape(y.shape) * jnp.asarray(self.scale, y.dtype)
         return y
 
     def weight(self) -> Float[Array, "I O"]:
