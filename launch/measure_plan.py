@@ -39,6 +39,7 @@ def work(stage: str) -> None:
 
     import numpy as np
 
+    from r2rec_jax.models.backbone import with_matmul_dtype
     from r2rec_jax.models.huggingface import load_backbone
     from r2rec_jax.models.lora import init_lora
     from r2rec_jax.sampling.decoder import Decoder
@@ -50,7 +51,8 @@ def work(stage: str) -> None:
     from r2rec_jax.training.state import stream_key
 
     c = configuration()
-    backbone = load_backbone(backbone_path(c.backbone.source, CACHE), c.lora, c.backbone.dtype)
+    backbone = with_matmul_dtype(
+        load_backbone(backbone_path(c.backbone.source, CACHE), c.lora, c.backbone.dtype), c.backbone.matmul_dtype)
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     model = FrozenModel.from_config(backbone.graphdef, backbone.base, c.backbone)
     lora = init_lora(backbone.lora, stream_key(0, "lora", 0))

@@ -59,7 +59,9 @@ def score_ids(backbone: Backbone, lora: nnx.State | None, token_ids: Sequence[in
 
     def score(lora: nnx.State, base: nnx.State, hidden: jax.Array, targets: jax.Array) -> jax.Array:
         model = merge_llama(backbone.graphdef, lora, base)
-        return row_logprobs(hidden, jnp.arange(count - 1)[None], targets[None], model.head())[0][0]
+        head, vocab_first = model.stored_head()
+        return row_logprobs(hidden, jnp.arange(count - 1)[None], targets[None], head, vocab_first=vocab_first,
+                            matmul_dtype=model.matmul_dtype)[0][0]
 
     with jax.default_matmul_precision("highest"):
         adapter = backbone.lora if lora is None else lora

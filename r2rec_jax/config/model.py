@@ -50,9 +50,9 @@ class BackboneConfig:
             a package registry, its linears rounded to 4 bits and read back, Q4_1; the weights as they were published
             are ``HuggingFaceTB/SmolLM2-135M-Instruct``).
         dtype: of the frozen weights; ``auto`` is bfloat16 on GPU and TPU and float32 on CPU.
-        matmul_dtype: what the factors of matrix products are rounded to while weights and activations are float32; sums
-            stay float32 (what torch calls autocast). ``auto`` leaves them as they are; narrower weights are not
-            concerned. On a CPU with bfloat16 instructions ``bfloat16`` is several times as fast.
+        matmul_dtype: what the factors of products by weights (linears, adapters, head) are rounded to while weights are
+            float32; sums and all else, attention too, stay float32. null leaves them as they are, and so do narrower
+            weights. On a CPU with bfloat16 instructions ``bfloat16`` is the faster one.
         attention: ``auto`` is cuDNN on GPU (16 bits), splash on TPU and XLA elsewhere.
         remat: recompute activations in the backward pass (less memory, more time); ``auto`` does so on GPU and TPU.
         quantize: ``int8`` stores the layers' linears in int8 with a scale an output channel (embedding, head and norms
@@ -69,7 +69,7 @@ class BackboneConfig:
 
     source: str = "smollm2-135m"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    matmul_dtype: Literal["auto", "bfloat16"] = "auto"
+    matmul_dtype: Literal["bfloat16"] | None = None
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     remat: Literal["auto", "on", "off"] = "auto"
     quantize: Literal["none", "int8"] = "none"
@@ -78,11 +78,6 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         check(bool(self.source.strip()), "backbone.source", "a path, a hub id, 'tiny' or 'smollm2-135m'", self.source)
-
-    @property
-    def factors(self) -> str | None:
-        """What factors of products are rounded to, None for not at all."""
-        return None if self.matmul_dtype == "auto" else self.matmul_dtype
 
     @property
     def has_item_tokens(self) -> bool:

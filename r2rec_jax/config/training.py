@@ -198,7 +198,8 @@ class GrpoConfig:
         epsilon: lower clip range (*reconstructed*: 0.2).
         epsilon_high: upper clip range; null equals epsilon.
         beta: weight of the KL term (*reconstructed*: 0.04). With 0 there is no reference pass, and groups whose rewards
-            are all equal, which have no gradient then, are not computed (nor counted in ``entropy`` and ``drift``).
+            are all equal, which have no gradient then, are not computed (nor counted in ``entropy``, ``drift``
+            and ratios).
         loss: ``grpo`` (mean over a completion, then over completions), ``dr_grpo`` (sum over tokens divided by
             max_new_tokens), ``dapo`` (mean over all tokens of the update), ``bnpo`` (mean over the tokens of
             ``micro_prompts`` prompts, then over those means).

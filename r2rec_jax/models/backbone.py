@@ -16,7 +16,7 @@ from r2rec_jax.config import LoraConfig, TinyConfig
 from r2rec_jax.models.llama import Llama, LlamaConfig, abstract_llama, build_llama, merge_llama, split_llama
 from r2rec_jax.models.loading import quantize_parameters, read_parameters
 from r2rec_jax.models.lora import zeros_like_lora
-from r2rec_jax.models.products import factors_for
+from r2rec_jax.models.products import resolve_matmul_dtype
 from r2rec_jax.models.quantize import Quantize, identity
 from r2rec_jax.models.weights import (
     TensorSource,
@@ -43,7 +43,7 @@ class Backbone:
         lora_config: rank, scale and targets of that adapter, None when there is none.
         generation_config: the checkpoint's generation_config.json, kept for export; empty when it had none.
         quantize: how the layers' linears are stored.
-        factors: what the factors of matrix products are rounded to (``models.products``), None for not at all.
+        matmul_dtype: what the factors of products by weights are rounded to (``models.products``), None for not at all.
     """
 
     graphdef: Any
@@ -56,7 +56,7 @@ class Backbone:
     lora_config: LoraConfig | None = None
     generation_config: Mapping[str, Any] = field(default_factory=dict)
     quantize: Quantize = "none"
-    factors: Any = None
+    matmul_dtype: Any = None
 
     @property
     def sha256(self) -> str:
@@ -116,19 +116,19 @@ def quantize_backbone(backbone: Backbone) -> Backbone:
     if backbone.quantize != "none":
         raise ValueError(f"a backbone to quantise must have full weights; {backbone.source} is {backbone.quantize}")
     dtype = parameter(backbone.base, ("embed",)).dtype
-    model = abstract_llama(backbone.config, backbone.lora_config, dtype, "int8", backbone.factors)
+    model = abstract_llama(backbone.config, backbone.lora_config, dtype, "int8", backbone.matmul_dtype)
     graphdef, _, base_shape = split_llama(model)
     values = {tuple(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(backbone.base)}
     base = _fill(base_shape, quantize_parameters(values, weight_slots(backbone.config)))
     return replace(backbone, graphdef=graphdef, base=base, quantize="int8")
 
 
-def with_factors(backbone: Backbone, name: str | None) -> Backbone:
-    """The same weights in a model that rounds the factors of its products (``models.products.factors_for``)."""
+def with_matmul_dtype(backbone: Backbone, name: str | None) -> Backbone:
+    """The same weights in a model that rounds the factors of its products (``models.products``)."""
     dtype = parameter(backbone.base, ("embed",)).dtype
-    factors = factors_for(name, dtype)
-    model = abstract_llama(backbone.config, backbone.lora_config, dtype, backbone.quantize, factors)
-    return replace(backbone, graphdef=split_llama(model)[0], factors=factors)
+    matmul_dtype = resolve_matmul_dtype(name, dtype)
+    model = abstract_llama(backbone.config, backbone.lora_config, dtype, backbone.quantize, matmul_dtype)
+    return replace(backbone, graphdef=split_llama(model)[0], matmul_dtype=matmul_dtype)
 
 
 def random_backbone(

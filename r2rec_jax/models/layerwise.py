@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from r2rec_jax.models.attention import attend_segments
 from r2rec_jax.models.llama import merge_llama
 
 
@@ -26,7 +27,7 @@ def _layer(graphdef: Any, lora: nnx.State, base: nnx.State, x: Float[Array, "B T
     layer = nnx.merge(layer_def, jax.tree.map(
         lambda y: jax.lax.dynamic_index_in_dim(y, index, keepdims=False), stack))
     q, k, v = layer.qkv(x, *model.rope(positions))
-    return layer.finish(x, layer.attend(q, k, v, segments, parents))
+    return layer.finish(x, attend_segments(q, k, v, segments, parents))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from r2rec_jax.config import LoraConfig
-from r2rec_jax.models.attention import AttentionBackend, ResolvedBackend, attend_segments, resolve_backend
+from r2rec_jax.models.attention import AttentionBackend, attend_segments, resolve_backend
 from r2rec_jax.models.lora import LoraLinear
 from r2rec_jax.models.quantize import Quantize
 from r2rec_jax.models.rope import RopeScaling, angles, inverse_frequencies, rotate
@@ -112,14 +112,14 @@ class LlamaLayer(nnx.Module):
     """One transformer block; built stacked over L, called on a slice."""
 
     def __init__(self, config: LlamaConfig, lora: LoraConfig | None, dtype: jnp.dtype, rngs: nnx.Rngs,
-                 quantize: Quantize, factors: Any) -> None:
+                 quantize: Quantize, matmul_dtype: Any) -> None:
         c = config
-        self.head_dim, self.factors = c.head_dim, factors
+        self.head_dim, self.matmul_dtype = c.head_dim, matmul_dtype
 
         def linear(name: str, d_in: int, d_out: int) -> LoraLinear:
             rank = lora.rank if lora is not None and name in lora.targets else 0
             return LoraLinear(c.layers, d_in, d_out, rank=rank, alpha=lora.alpha if lora else 1.0, dtype=dtype,
-                              rngs=rngs, quantize=quantize, factors=factors)
+                              rngs=rngs, quantize=quantize, matmul_dtype=matmul_dtype)
 
         self.attn_norm = RmsNorm((c.layers, c.hidden_size), c.rms_eps, dtype)
         self.q = linear("q", c.hidden_size, c.heads * c.head_dim)
@@ -146,12 +146,6 @@ class LlamaLayer(nnx.Module):
         h = self.mlp_norm(x)
         return by_rows(x + self.down(swiglu(self.gate(h), self.up(h))))
 
-    def attend(self, q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"],
-               segments: Int[Array, "B T"], parents: Int[Array, "B T"], backend: ResolvedBackend = "xla"
-               ) -> Float[Array, "B T N H"]:
-        """Attention of whole rows, by the rule of ``models.attention``."""
-        return attend_segments(q, k, v, segments, parents, backend)
-
 
 @jax.custom_vjp
 def swiglu(gate: Array, up: Array) -> Array:
@@ -173,16 +167,17 @@ class Llama(nnx.Module):
 
     Attributes:
         config: its shape.
-        factors: what the factors of its matrix products are rounded to (``models.products``), None for not at all.
+        matmul_dtype: what the factors of its products by weights are rounded to (``models.products``), None for not at
+            all.
     """
 
     def __init__(self, config: LlamaConfig, *, lora: LoraConfig | None, dtype: jnp.dtype, rngs: nnx.Rngs,
-                 quantize: Quantize = "none", factors: Any = None) -> None:
+                 quantize: Quantize = "none", matmul_dtype: Any = None) -> None:
         c = config
-        self.config, self.factors = c, factors
+        self.config, self.matmul_dtype = c, matmul_dtype
         self.embed = nnx.Param(
             jax.random.normal(rngs.params(), (c.vocab_size, c.hidden_size), dtype) * jnp.asarray(0.02, dtype))
-        self.layers = LlamaLayer(c, lora, dtype, rngs, quantize, factors)
+        self.layers = LlamaLayer(c, lora, dtype, rngs, quantize, matmul_dtype)
         self.norm = RmsNorm((c.hidden_size,), c.rms_eps, dtype)
         if not c.tied:
             self.lm_head = nnx.Param(
@@ -237,31 +232,23 @@ class Llama(nnx.Module):
         def block(x: Float[Array, "B T D"], state: nnx.State) -> tuple[Float[Array, "B T D"], None]:
             layer = nnx.merge(graphdef, state)
             q, k, v = layer.qkv(x, cos, sin)
-            return layer.finish(x, layer.attend(q, k, v, segments, parents, backend)), None
+            return layer.finish(x, attend_segments(q, k, v, segments, parents, backend)), None
 
         x, _ = jax.lax.scan(jax.checkpoint(block) if remat else block, x, stack)
         return self.norm(x)
 
 
 def build_llama(config: LlamaConfig, lora: LoraConfig | None, dtype: Any, seed: int = 0, quantize: Quantize = "none",
-                factors: Any = None) -> Llama:
+                matmul_dtype: Any = None) -> Llama:
     """A randomly initialised model (the ``tiny`` backbone, and tests); int8 layers are zeros."""
     return Llama(config, lora=lora, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(params=seed, lora=seed + 1),
-                 quantize=quantize, factors=factors)
+                 quantize=quantize, matmul_dtype=matmul_dtype)
 
 
 def abstract_llama(config: LlamaConfig, lora: LoraConfig | None, dtype: Any, quantize: Quantize = "none",
-                   factors: Any = None) -> Llama:
+                   matmul_dtype: Any = None) -> Llama:
     """The same model with shapes instead of arrays: nothing is allocated."""
-    return nnx.eval_shape(lambda: build_llama(config, lora, dtype, quantize=quantize, factors=factors))
-
-
-def bare_graphdef(config: LlamaConfig, dtype: Any, factors: Any = None) -> Any:
-    """The structure of the model without room for an adapter: its LoRA tree is the empty State.
-
-    It reads the same base, and an adapter of zeros costs a product as much as any other.
-    """
-    return split_llama(abstract_llama(config, None, dtype, factors=factors))[0]
+    return nnx.eval_shape(lambda: build_llama(config, lora, dtype, quantize=quantize, matmul_dtype=matmul_dtype))
 
 
 def split_llama(model: Llama) -> tuple[Any, nnx.State, nnx.State]:

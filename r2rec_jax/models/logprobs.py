@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from r2rec_jax.models.products import product, rounded
+from r2rec_jax.models.products import multiply, multiply_weight
 
 CHUNK = 256
 """Positions a pass through the head, on one device."""
 
 _Form = tuple[bool, Any]
-"""(vocab_first, factors), as arguments of :func:`token_logprobs`."""
+"""(vocab_first, matmul_dtype), as arguments of :func:`token_logprobs`."""
 
 
 def token_logprobs(
@@ -39,7 +39,7 @@ def token_logprobs(
     chunk: int = CHUNK,
     *,
     vocab_first: bool = False,
-    factors: Any = None,
+    matmul_dtype: Any = None,
 ) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
     """Log-probability of each target and the entropy of its distribution, both float32, in nats.
 
@@ -51,9 +51,9 @@ def token_logprobs(
         temperature: logits are divided by it.
         chunk: positions a pass; M is padded up to a multiple of it.
         vocab_first: how ``head`` is stored.
-        factors: what the factors of products are rounded to (``models.products``), None for not at all.
+        matmul_dtype: what the factors of the head's products are rounded to (``models.products``), None for not at all.
     """
-    logprobs, entropy = _score_rows(hidden[None], targets[None], head, temperature, chunk, (vocab_first, factors))
+    logprobs, entropy = _score_rows(hidden[None], targets[None], head, temperature, chunk, (vocab_first, matmul_dtype))
     return logprobs[0], entropy[0]
 
 
@@ -66,13 +66,13 @@ def row_logprobs(
     chunk: int = CHUNK,
     *,
     vocab_first: bool = False,
-    factors: Any = None,
+    matmul_dtype: Any = None,
 ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
     """:func:`token_logprobs` at chosen places of rows: ``hidden[b, target_index[b, c]]`` predicts
     ``target_tokens[b, c]``. Padded targets (weight 0) point anywhere and must be masked by the caller.
     """
     picked = jnp.take_along_axis(hidden, target_index[..., None], axis=1)
-    return _score_rows(picked, target_tokens, head, temperature, chunk, (vocab_first, factors))
+    return _score_rows(picked, target_tokens, head, temperature, chunk, (vocab_first, matmul_dtype))
 
 
 def _score_rows(hidden: Float[Array, "B C D"], targets: Int[Array, "B C"], head: Float[Array, "_ _"],
@@ -113,20 +113,20 @@ def _score(temperature: float, form: _Form, h: Float[Array, "B W D"], t: Int[Arr
 
 
 def _logits(form: _Form, h: Float[Array, "B W D"], head: Float[Array, "_ _"]) -> Float[Array, "B W V"]:
-    vocab_first, factors = form
-    if factors is not None:
-        logits: Any = product(factors, vocab_first, h.reshape(-1, h.shape[-1]), head)
+    vocab_first, matmul_dtype = form
+    if matmul_dtype is not None:
+        logits: Any = multiply_weight(matmul_dtype, vocab_first, h.reshape(-1, h.shape[-1]), head)
         return logits.reshape(*h.shape[:-1], -1)
     return jnp.einsum("BWD,VD->BWV" if vocab_first else "BWD,DV->BWV", h, head, preferred_element_type=jnp.float32)
 
 
-def _mean_weight(form: _Form, probs: Float[Array, "B W V"], head: Float[Array, "_ _"]) -> Float[Array, "B W D"]:
-    vocab_first, factors = form
-    if factors is not None:
-        rows = rounded(factors, probs.reshape(-1, probs.shape[-1]), head, turn=not vocab_first)
-        return rows.reshape(*probs.shape[:-1], -1)
+def _weigh(form: _Form, of_logits: Float[Array, "B W V"], head: Float[Array, "_ _"]) -> Float[Array, "B W D"]:
+    vocab_first, matmul_dtype = form
+    if matmul_dtype is not None:
+        rows = multiply(matmul_dtype, of_logits.reshape(-1, of_logits.shape[-1]), head, turn=not vocab_first)
+        return rows.reshape(*of_logits.shape[:-1], -1)
     axes = "BWV,VD->BWD" if vocab_first else "BWV,DV->BWD"
-    return jnp.einsum(axes, probs.astype(head.dtype), head, preferred_element_type=jnp.float32)
+    return jnp.einsum(axes, of_logits.astype(head.dtype), head, preferred_element_type=jnp.float32)
 
 
 def _forward(temperature: float, form: _Form, hidden: Any, ids: Any, head: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -136,9 +136,9 @@ def _forward(temperature: float, form: _Form, hidden: Any, ids: Any, head: Any) 
 
     def score(args: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         logprobs, entropy, probs = _score(temperature, form, args[0], args[1], weights)
-        mean = _mean_weight(form, probs, weights)
-        own = weights[args[1]] if form[0] else jnp.moveaxis(weights[:, args[1]], 0, -1)
-        return logprobs, entropy, (own.astype(jnp.float32) - mean) / temperature
+        # Subtracted before a factor is rounded: where the model is certain, the two sides of the formula cancel.
+        of_logits = jax.nn.one_hot(args[1], probs.shape[-1]) - probs
+        return logprobs, entropy, _weigh(form, of_logits, weights) / temperature
 
     logprobs, entropy, slopes = jax.lax.map(score, (states, tokens))
     return (logprobs, entropy), (states, tokens, None, slopes)

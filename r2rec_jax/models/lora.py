@@ -2,8 +2,7 @@
 
 y = x W + (alpha / r) (x A) B, with W [in, out] frozen, A [in, R] and B [R, out] trained. A starts as Kaiming-uniform
 with a = sqrt(5) (bound 1/sqrt(in), as peft does), B as zeros, so a fresh adapter changes nothing. The adapter is kept
-in float32 whatever the backbone's dtype, and cast to the activations' dtype in the product, or to the type that the
-factors of products are rounded to (``models.products``).
+in float32 whatever the backbone's dtype, and cast to the activations' dtype in the product, or to ``matmul_dtype``.
 
 A policy is the tree of these LoRAParam values: the base model is the zero tree (:func:`zeros_like_lora`).
 """
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from r2rec_jax.models.products import product, rounded, turned
+from r2rec_jax.models.products import multiply, multiply_weight, transpose_written
 from r2rec_jax.models.quantize import Quantize, dequantize_channels
 
 
@@ -30,15 +29,15 @@ class LoraLinear(nnx.Module):
         kernel_scale: float32 [L, out], with an int8 kernel only.
         lora_a, lora_b: adapter, [L, in, R] and [L, R, out]; absent when ``rank`` is 0.
         scale: alpha / r.
-        factors: what the factors of products are rounded to; None leaves them as they are.
+        matmul_dtype: what the factors of its products are rounded to (``models.products``); None for not at all.
     """
 
     def __init__(self, stack: int, d_in: int, d_out: int, *, rank: int, alpha: float, dtype: jnp.dtype,
-                 rngs: nnx.Rngs, quantize: Quantize = "none", factors: Any = None) -> None:
+                 rngs: nnx.Rngs, quantize: Quantize = "none", matmul_dtype: Any = None) -> None:
         """Draw the weights; those of an int8 layer are only room, for ``models.backbone`` to fill."""
         std, shape = d_in**-0.5, (stack, d_in, d_out)
         self.quantized = quantize != "none"
-        self.factors = factors
+        self.matmul_dtype = matmul_dtype
         if self.quantized:
             self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8))
             self.kernel_scale = nnx.Param(jnp.ones((stack, d_out), jnp.float32))
@@ -58,13 +57,13 @@ class LoraLinear(nnx.Module):
             kernel, x = jax.lax.optimization_barrier((kernel, x))
         # Rows of tokens: over batch and time as two axes, XLA transposes what a trained kernel's gradient is made of.
         rows, kernel = x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype)
-        y: Any = rows @ kernel if self.factors is None else product(self.factors, False, rows, kernel)
+        y: Any = rows @ kernel if self.matmul_dtype is None else multiply_weight(self.matmul_dtype, False, rows, kernel)
         y = y.reshape(*x.shape[:-1], kernel.shape[-1])
         if self.quantized:
             y = (y.astype(jnp.float32) * self.kernel_scale[...]).astype(y.dtype)
         if self.rank:
             a, b = self.lora_a[...].astype(y.dtype), self.lora_b[...].astype(y.dtype)
-            low: Any = low_rank(self.factors, rows, a, b)
+            low: Any = low_rank(self.matmul_dtype, rows, a, b)
             y = y + low.reshape(y.shape) * jnp.asarray(self.scale, y.dtype)
         return y
 
@@ -75,30 +74,30 @@ class LoraLinear(nnx.Module):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def low_rank(factors: Any, x: Float[Array, "M I"], a: Float[Array, "I R"], b: Float[Array, "R O"]
+def low_rank(matmul_dtype: Any, x: Float[Array, "M I"], a: Float[Array, "I R"], b: Float[Array, "R O"]
              ) -> Float[Array, "M O"]:
-    """(x A) B, with a gradient whose products never transpose a wide array; ``factors`` as in the layer.
+    """(x A) B, with a gradient whose products never transpose a wide array; ``matmul_dtype`` as in the layer.
 
     JAX's own gradient contracts x with the gradient of x A, and the gradient of the output with x A, over their first
     axes; XLA transposes [tokens, in] and [tokens, out] for that on a CPU, recomputing what they are made of entry by
     entry. Here only the narrow factors [tokens, R] are transposed.
     """
-    return _low_rank_forward(factors, x, a, b)[0]
+    return _low_rank_forward(matmul_dtype, x, a, b)[0]
 
 
-def _low_rank_forward(factors: Any, x: Array, a: Array, b: Array) -> tuple[Array, tuple[Array, ...]]:
-    low = rounded(factors, x, a)
-    return rounded(factors, low, b), (x, a, b, low)
+def _low_rank_forward(matmul_dtype: Any, x: Array, a: Array, b: Array) -> tuple[Array, tuple[Array, ...]]:
+    low = multiply(matmul_dtype, x, a)
+    return multiply(matmul_dtype, low, b), (x, a, b, low)
 
 
-def _low_rank_backward(factors: Any, saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array]:
+def _low_rank_backward(matmul_dtype: Any, saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array]:
     x, a, b, low = saved
-    grad_low = rounded(factors, grad, b, turn=True)
-    if factors is None:
+    grad_low = multiply(matmul_dtype, grad, b, turn=True)
+    if matmul_dtype is None:
         return grad_low @ a.T, (grad_low.T @ x).T, low.T @ grad
-    of_a, of_b = (turned(narrow.astype(factors)) for narrow in (grad_low, low))
-    of_x = rounded(factors, grad_low, a, turn=True).astype(x.dtype)
-    return of_x, turned(rounded(factors, of_a, x)), rounded(factors, of_b, grad)
+    of_a, of_b = (transpose_written(narrow.astype(matmul_dtype)) for narrow in (grad_low, low))
+    of_x = multiply(matmul_dtype, grad_low, a, turn=True).astype(x.dtype)
+    return of_x, transpose_written(multiply(matmul_dtype, of_a, x)), multiply(matmul_dtype, of_b, grad)
 
 
 low_rank.defvjp(_low_rank_forward, _low_rank_backward)

@@ -1,10 +1,10 @@
-"""Matrix products whose factors are rounded to a narrower type and whose sums are float32.
+"""Products with weights whose factors are rounded to bfloat16 and whose sums are float32 (``backbone.matmul_dtype``).
 
-What torch calls autocast and what a TPU does with float32 by default: weights, residual stream, norms and softmax stay
-float32; the two factors of a product are rounded to bfloat16 on their way in. A gradient's products are rounded alike.
-On a CPU with bfloat16 instructions (AMX) XLA multiplies them five to eight times as fast as float32, if the factors lie
-in the order in which it reads them: a product over tokens, which is what a weight's gradient is, has to be turned first
-(:func:`turned`).
+Weights, adapters, the residual stream, norms and attention stay float32; the two factors of a product by a linear, an
+adapter or the head are rounded on their way in, and those of its gradient alike. A TPU does as much with float32 by
+default. On a CPU with bfloat16 instructions (AMX) XLA has far faster kernels for it (ARCHITECTURE.md), if it sees both
+factors as they lie: a product over tokens, which is what a weight's gradient is, needs a transpose that is written out
+(:func:`transpose_written`).
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ from jaxtyping import Array, Float
 _TILE = 8
 
 
-def factors_for(name: str | None, dtype: Any) -> Any:
+def resolve_matmul_dtype(name: str | None, dtype: Any) -> Any:
     """The type that ``backbone.matmul_dtype`` names; None for none, and for weights that are narrower themselves."""
     return jnp.dtype(name) if name is not None and dtype == jnp.float32 else None
 
 
-def rounded(factors: Any, a: Float[Array, "M I"], b: Float[Array, "_ _"], turn: bool = False) -> Float[Array, "M O"]:
-    """a b, or a b^T with ``turn``; ``factors`` None: as it is, else both rounded to that type and summed in float32.
+def multiply(matmul_dtype: Any, a: Float[Array, "M I"], b: Float[Array, "_ _"], turn: bool = False
+             ) -> Float[Array, "M O"]:
+    """a b, or a b^T with ``turn``: both rounded to ``matmul_dtype``, summed in float32; None leaves them as they are.
 
-    The turn is said to the product itself: a transpose before it would have the CPU widen both factors.
+    The turn is said to the product itself: a transpose before it would have a CPU widen both factors.
     """
-    if factors is None:
+    if matmul_dtype is None:
         return a @ (b.T if turn else b)
     axes = (((1,), (1 if turn else 0,)), ((), ()))
-    return jax.lax.dot_general(a.astype(factors), b.astype(factors), axes, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(a.astype(matmul_dtype), b.astype(matmul_dtype), axes,
+                               preferred_element_type=jnp.float32)
 
 
-def turned(x: Float[Array, "M C"]) -> Float[Array, "C M"]:
+def transpose_written(x: Float[Array, "M C"]) -> Float[Array, "C M"]:
     """The transpose, written out.
 
-    On a CPU XLA would fold a plain one into the product that reads it, and then widen both factors to float32: 12.5 ms
-    instead of 2.8 for [576, 2048] x [2048, 1536]. One of a product's result it folds after it has decided not to widen,
-    and then has no kernel (jax 0.10.2). Through a third axis it is kept.
+    On a CPU XLA would fold a plain one into the product that reads it, and then widen both factors to float32. One of a
+    product's result it folds after it has decided not to widen, and then has no kernel (jax 0.10.2). Through a third
+    axis it is kept.
     """
     if jax.default_backend() != "cpu":
         return x.T
@@ -50,27 +52,29 @@ def turned(x: Float[Array, "M C"]) -> Float[Array, "C M"]:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def product(factors: Any, turn: bool, x: Float[Array, "M I"], weight: Float[Array, "_ _"]) -> Float[Array, "M O"]:
-    """x W in float32, of factors rounded to ``factors``; so are those of its gradient.
+def multiply_weight(matmul_dtype: Any, turn: bool, x: Float[Array, "M I"], weight: Float[Array, "_ _"]
+                    ) -> Float[Array, "M O"]:
+    """x W in float32, its factors and those of its gradient rounded.
 
     Args:
-        factors: type of the factors.
+        matmul_dtype: what they are rounded to.
         turn: the weight lies as [O, I] and not as [I, O].
-        x: rows, float32 or rounded already (its gradient has its type).
-        weight: float32, or narrower.
+        x: rows of tokens, float32 or narrower (its gradient has its type).
+        weight: float32 or narrower.
     """
-    return rounded(factors, x, weight, turn)
+    return multiply(matmul_dtype, x, weight, turn)
 
 
-def _product_forward(factors: Any, turn: bool, x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-    return product(factors, turn, x, weight), (x, weight)
+def _forward(matmul_dtype: Any, turn: bool, x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
+    return multiply(matmul_dtype, x, weight, turn), (x, weight)
 
 
-def _product_backward(factors: Any, turn: bool, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+def _backward(matmul_dtype: Any, turn: bool, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, weight = saved
-    narrow, grad = x.astype(factors), grad.astype(factors)
-    of_weight = rounded(factors, turned(grad), narrow) if turn else rounded(factors, turned(narrow), grad)
-    return rounded(factors, grad, weight, not turn).astype(x.dtype), of_weight.astype(weight.dtype)
+    narrow, grad = x.astype(matmul_dtype), grad.astype(matmul_dtype)
+    left, right = (grad, narrow) if turn else (narrow, grad)
+    of_weight = multiply(matmul_dtype, transpose_written(left), right)
+    return multiply(matmul_dtype, grad, weight, not turn).astype(x.dtype), of_weight.astype(weight.dtype)
 
 
-product.defvjp(_product_forward, _product_backward)
+multiply_weight.defvjp(_forward, _backward)

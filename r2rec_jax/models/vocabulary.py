@@ -57,7 +57,8 @@ def with_vocabulary(backbone: Backbone, pieces: Mapping[int, Sequence[int]], mes
             for path, variable in nnx.to_flat_state(to_host(backbone.base))]
     config = replace(backbone.config, vocab_size=size)
     dtype = parameter(backbone.base, ("embed",)).dtype
-    graphdef, _, _ = split_llama(abstract_llama(config, backbone.lora_config, dtype, factors=backbone.factors))
+    model = abstract_llama(config, backbone.lora_config, dtype, matmul_dtype=backbone.matmul_dtype)
+    graphdef, _, _ = split_llama(model)
     larger = replace(backbone, graphdef=graphdef, config=config, hf_config={**backbone.hf_config, "vocab_size": size})
     whole = with_base(larger, nnx.from_flat_state(flat), backbone.source)  # hashed on the host: a mesh spans processes
     base = jax.tree.map(jnp.asarray, whole.base) if mesh is None else place(whole.base, mesh)

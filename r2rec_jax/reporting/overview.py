@@ -24,7 +24,7 @@ HEAD = ["list", "users a seed", "seeds", "before", "sft", "sft+grpo", "before-li
 def overview(lists: Sequence[Entry]) -> str:
     """HitRatio@1 of the main systems of every list, mean ± standard deviation over seeds, and two tests (p by Holm).
 
-    A system that a list does not have, or has not run yet, is a dash.
+    A system that a list does not have, or has not run yet, is a dash; lists of searches alone are left out.
 
     Args:
         lists: contents of ``evidence_*.json``.
@@ -32,7 +32,7 @@ def overview(lists: Sequence[Entry]) -> str:
     prose = ("HitRatio@1 on test queries, mean ± standard deviation over seeds; in brackets p after Holm's correction "
              "over the main table's tests on HitRatio@1. **before**: pretrained where the recipe has that, else base. "
              "Data, negatives and split stand with each list below.")
-    return "\n\n".join([prose, table(HEAD, [_line(found) for found in lists], right=len(HEAD) - 1)])
+    return "\n\n".join([prose, table(HEAD, [_line(found) for found in lists if _main(found)], right=len(HEAD) - 1)])
 
 
 def anchor(heading: str) -> str:
@@ -40,8 +40,12 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
+def _main(found: Entry) -> list[Entry]:
+    return [row for row in found["rows"] if row["headline"] and row["chains"] == "own"]
+
+
 def _line(found: Entry) -> list[str]:
-    rows = [row for row in found["rows"] if row["headline"] and row["chains"] == "own"]
+    rows = _main(found)
     by_system: dict[str, list[Entry]] = {}
     for row in rows:
         by_system.setdefault(row["system"], []).append(row)

@@ -20,9 +20,9 @@ from flax import nnx, struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from r2rec_jax.models.attention import AttentionBackend, resolve_backend
+from r2rec_jax.models.attention import AttentionBackend, attend_segments, resolve_backend
 from r2rec_jax.models.llama import Llama, LlamaConfig, merge_llama
-from r2rec_jax.models.products import rounded
+from r2rec_jax.models.products import multiply
 from r2rec_jax.sampling.sampler import row_keys, sample
 from r2rec_jax.sampling.step import Cache, MergedLayer, Place, merged_step, stored_step
 
@@ -107,7 +107,7 @@ def prefill(
     def block(x: Float[Array, "C S D"], weights: nnx.State) -> tuple[Float[Array, "C S D"], tuple[Array, Array]]:
         layer = nnx.merge(layer_def, weights)
         q, k, v = layer.qkv(x, cos, sin)
-        attended = layer.attend(q, k, v, real, parents, backend)
+        attended = attend_segments(q, k, v, real, parents, backend)
         return layer.finish(x, attended), (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
 
     x, (keys, values) = lax.scan(block, model.embedded(tokens), stack)
@@ -150,7 +150,7 @@ def join_last(shards: int, starts: tuple[int, ...], parts: tuple[Float[Array, "C
 def logits_of(model: Llama, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
     """Float32 logits of normalised hidden states."""
     weight, vocab_first = model.stored_head()
-    return rounded(model.factors or weight.dtype, hidden, weight, turn=vocab_first)
+    return multiply(model.matmul_dtype or weight.dtype, hidden, weight, turn=vocab_first)
 
 
 def _draw(rule: Sampling, logits: Float[Array, "B V"], state: DecodeState, key: Key[Array, ""],

@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float, Int
 from r2rec_jax.models.attention import MASKED
 from r2rec_jax.models.llama import LlamaConfig, merge_llama
 from r2rec_jax.models.lora import LoraLinear
-from r2rec_jax.models.products import rounded
+from r2rec_jax.models.products import multiply
 from r2rec_jax.models.rope import rotate
 
 
@@ -98,7 +98,7 @@ def merge_layer(graphdef: Any, lora: nnx.State, base: nnx.State, index: Int[Arra
         return merged
 
     def kept(weight: Float[Array, "O I"]) -> Float[Array, "O I"]:
-        return weight if layer.factors is None else weight.astype(layer.factors)
+        return weight if layer.matmul_dtype is None else weight.astype(layer.matmul_dtype)
 
     attn, mlp = layer.attn_norm.scale[...], layer.mlp_norm.scale[...]
     return MergedLayer(
@@ -186,7 +186,7 @@ def merged_step(
 
 def _weighted(x: Float[Array, "R I"], weight: Float[Array, "O I"]) -> Float[Array, "R O"]:
     """x W^T in float32; x is rounded to what the weight has been rounded to."""
-    return rounded(weight.dtype, x, weight, turn=True)
+    return multiply(weight.dtype, x, weight, turn=True)
 
 
 def _normed(x: Float[Array, "R D"], eps: float) -> Float[Array, "R D"]:

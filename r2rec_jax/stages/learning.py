@@ -12,18 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from r2rec_jax.config import LoraConfig
-from r2rec_jax.models.backbone import Backbone, random_backbone, rescaled, tiny_hf_config, with_base, with_factors
+from r2rec_jax.models.backbone import Backbone, random_backbone, rescaled, tiny_hf_config, with_base
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.models.huggingface import save_merged
-from r2rec_jax.models.llama import bare_graphdef
 from r2rec_jax.models.lora import init_lora
 from r2rec_jax.models.peft import save_adapter
-from r2rec_jax.models.products import factors_for
 from r2rec_jax.models.vocabulary import with_vocabulary
 from r2rec_jax.parallel.distributed import is_first, on_first
 from r2rec_jax.parallel.sharding import to_host
@@ -41,7 +38,7 @@ from r2rec_jax.training.checkpoints import Checkpoints, Identity
 from r2rec_jax.training.grpo import Environment, train_grpo
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.policy import FrozenModel
-from r2rec_jax.training.pretrain import train_pretrain
+from r2rec_jax.training.pretrain import pretrain_graphdef, train_pretrain
 from r2rec_jax.training.sft import train_sft
 from r2rec_jax.training.shared import SharedCheckpoints
 from r2rec_jax.training.state import stream_key
@@ -71,16 +68,14 @@ def _in_float32(work: Workspace, start: Backbone) -> FrozenModel:
     config = work.config.backbone
     attention = "auto" if config.attention == "cudnn" else config.attention
     own = replace(config, dtype="float32", attention=attention)
-    graphdef = bare_graphdef(start.config, jnp.float32, factors_for(config.factors, jnp.float32))
-    return FrozenModel.from_config(graphdef, start.base, own, work.mesh)
+    return FrozenModel.from_config(pretrain_graphdef(start.config, config.matmul_dtype), start.base, own, work.mesh)
 
 
 def _untrained(work: Workspace) -> Backbone:
     c, tokenizer = work.config, work.tokenizer
     hf = tiny_hf_config(c.backbone.tiny, vocab_size=tokenizer.vocab_size, bos_id=tokenizer.bos_id,
                         eos_id=tokenizer.end_id, pad_id=tokenizer.pad_id)
-    drawn = random_backbone(hf, c.lora, c.backbone.dtype, seed=c.train_seed, source="tiny")
-    return with_factors(rescaled(drawn), c.backbone.factors)
+    return rescaled(random_backbone(hf, c.lora, c.backbone.dtype, seed=c.train_seed, source="tiny"))
 
 
 def _pretrained(work: Workspace) -> Backbone:

@@ -46,7 +46,8 @@ def make_local_teacher(work: Workspace, domain: str) -> LocalTeacher:
                       for i in range(len(prompts[part]))]
         return texts
 
-    model = fingerprint(backbone.sha256, as_plain(config))[:16]
+    narrow = () if backbone.matmul_dtype is None else (str(backbone.matmul_dtype),)  # a store may serve several runs
+    model = fingerprint(backbone.sha256, as_plain(config), *narrow)[:16]
     return LocalTeacher(generate, domain, model=model, attempts=config.attempts,
                         opened_think=tokenizer.chat("").opened_think)
 

@@ -128,14 +128,14 @@ class Workspace:
 
     def _load_from(self, path: str | Path, quantize: Quantize) -> Backbone:
         from r2rec_jax.models.attention import check_backend
-        from r2rec_jax.models.backbone import resolve_dtype, with_factors
+        from r2rec_jax.models.backbone import resolve_dtype, with_matmul_dtype
         from r2rec_jax.models.huggingface import load_backbone
         from r2rec_jax.parallel.sharding import place
 
         c = self.config
         check_backend(c.backbone.attention, resolve_dtype(c.backbone.dtype))
         loaded = load_backbone(path, c.lora, c.backbone.dtype, quantize=quantize, mesh=self.mesh)
-        return replace(with_factors(loaded, c.backbone.factors), lora=place(loaded.lora, self.mesh))
+        return replace(with_matmul_dtype(loaded, c.backbone.matmul_dtype), lora=place(loaded.lora, self.mesh))
 
     @cached_property
     def decoder(self) -> Decoder:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from r2rec_jax.checkpoints import one_line
 from r2rec_jax.config import GrpoConfig
@@ -167,7 +167,7 @@ def train_grpo(
             check_stop()
             advantages = group_advantages(rewards["total"], config.scale_rewards)
             if config.beta == 0:
-                taught = np.flatnonzero(advantages.any(axis=1))
+                taught = np.flatnonzero(spread(rewards["total"]))
                 passes, advantages = scored(chosen, rollout, taught), advantages[taught]
             lr = learning_rate(schedule, session.state)
             passes = with_advantages(passes, advantages)
@@ -179,6 +179,11 @@ def train_grpo(
                                         "rewards": {name: x[0] for name, x in rewards.items()}})
             session.finish(step, state, values, ids)
     return session.trained()
+
+
+def spread(rewards: Float[np.ndarray, "P G"]) -> Bool[np.ndarray, " P"]:
+    """Which groups have rewards that differ. Advantages would not do: of equal numbers float leaves some."""
+    return np.ptp(rewards, axis=1) > 0
 
 
 def roll_out(lora: nnx.State, model: FrozenModel, chosen: Sequence[Example], config: GrpoConfig,
@@ -271,7 +276,8 @@ def make_passes(chosen: Sequence[Example], rollout: Rollout, config: GrpoConfig,
 def with_scores(group: GroupBatch, score: Program, lora: nnx.State, reference: nnx.State, base: nnx.State,
                 config: GrpoConfig) -> GroupBatch:
     """The pass with the log-probabilities that the loss needs and nothing more: reference if beta > 0, old if the
-    rollouts serve more than one update. It does not wait for them: the device works while the host rewards."""
+    rollouts serve more than one update. It does not wait for them: with a KL term the device works while the host
+    rewards."""
     return replace(
         group, reference=score(reference, base, group.rows)["logprobs"] if config.beta > 0 else None,
         old=score(lora, base, group.rows)["logprobs"] if config.iterations > 1 else None)
@@ -305,7 +311,7 @@ def step_metrics(rollout: Rollout, rewards: Mapping[str, np.ndarray]) -> dict[st
     return {
         **{LOGGED_AS.get(name, name): float(np.mean(x[np.isfinite(x)]))
            for name, x in rewards.items() if np.isfinite(x).any()},
-        "reward_std": float(total.std()), "zero_spread_groups": float(np.mean(np.ptp(total, axis=1) == 0)),
+        "reward_std": float(total.std()), "zero_spread_groups": float(1 - spread(total).mean()),
         "completion_tokens": float(rollout.lengths.mean()), "truncated": float(1 - rollout.finished.mean()),
     }
 

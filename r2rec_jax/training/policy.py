@@ -69,4 +69,5 @@ class FrozenModel:
         hidden = model.hidden_states(tokens, positions, segments, parents, attention=self.attention, remat=self.remat)
         weight, vocab_first = model.stored_head()
         return row_logprobs(hidden, jnp.asarray(batch.target_index), jnp.asarray(batch.target_tokens), weight,
-                            temperature, CHUNK * self.row_shards, vocab_first=vocab_first, factors=model.factors)
+                            temperature, CHUNK * self.row_shards, vocab_first=vocab_first,
+                            matmul_dtype=model.matmul_dtype)

@@ -20,6 +20,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from r2rec_jax.config import PretrainConfig
+from r2rec_jax.models.llama import LlamaConfig, abstract_llama, split_llama
+from r2rec_jax.models.products import resolve_matmul_dtype
 from r2rec_jax.parallel.sharding import place
 from r2rec_jax.tokens.batches import empty
 from r2rec_jax.tokens.examples import Batch, plan_packing
@@ -35,10 +37,20 @@ from r2rec_jax.training.updates import LossFn, Updates
 WARMUP, FINAL_LR, WEIGHT_DECAY, MAX_GRAD_NORM = 0.05, 0.1, 0.01, 1.0
 PACKED_TOGETHER = 256
 SUMS = ("tokens",)
+NO_ADAPTER = nnx.State({})
+"""The LoRA tree of :func:`pretrain_graphdef`."""
+
+
+def pretrain_graphdef(config: LlamaConfig, matmul_dtype: str | None = None) -> Any:
+    """The structure that is pretrained: in float32, and without room for an adapter, whose zeros would cost as much as
+    any other numbers."""
+    factors = resolve_matmul_dtype(matmul_dtype, jnp.float32)
+    return split_llama(abstract_llama(config, None, jnp.float32, matmul_dtype=factors))[0]
 
 
 def make_pretrain_loss(model: FrozenModel) -> LossFn:
-    """``loss(base, lora, batch, scale)``: as in SFT, with the base as the trained tree."""
+    """``loss(base, lora, batch, scale)``: as in SFT, with the base as the trained tree; ``lora`` is of the model's
+    structure (:data:`NO_ADAPTER` for that of :func:`pretrain_graphdef`)."""
     def loss(base: nnx.State, lora: nnx.State, batch: Batch, scale: Float[Array, ""]) -> tuple[Array, dict[str, Any]]:
         logprobs, _ = model.score(lora, base, batch)
         summed = jnp.sum(jnp.where(batch.target_weights > 0, logprobs, 0))
@@ -122,8 +134,8 @@ def train_pretrain(
     """Train the base on texts.
 
     Args:
-        model: structure, without adapters, and the base to start from; left as it is. Training is in float32 whatever
-            its dtype; the result has that dtype again.
+        model: structure, from :func:`pretrain_graphdef`, and the base to start from; left as it is. Training is in
+            float32 whatever its dtype; the result has that dtype again.
         phases: what is read, one after the other; texts of one phase in a drawn order.
         config: of the stage.
         seed: order of the texts.
@@ -154,7 +166,7 @@ def train_pretrain(
             batch = row_batch(next(loader), held, config.max_tokens, pad_id)
             scale = np.asarray(1 / max(float(batch.target_weights.sum()), 1.0), np.float32)
             lr = learning_rate(schedule, session.state)
-            state, values = updates.run(session.state, nnx.State({}), [(batch, scale)])
+            state, values = updates.run(session.state, NO_ADAPTER, [(batch, scale)])
             session.finish(step, state, values | {"lr": lr}, [f"rows of step {step}"])
     trained = session.trained()
     return replace(trained, params=jax.tree.map(lambda x, old: x.astype(old.dtype), trained.params, model.base))

@@ -82,6 +82,8 @@ def test_the_overview_has_a_line_a_list(found: dict[str, Any]) -> None:
                      "0.300 ± 0.000", "sasrec 0.500 ± 0.000", "-", "+0.160 (0.030)"]
     assert "](#smollm2-135m-on-movielens-100k-longer) | 100 | 0, 1 | 0.200 ± 0.141 | - |" in second, "base"
     assert second.endswith("| - | - | - | - |")
+    searches = found | {"rows": [one | {"headline": False} for one in found["rows"]]}
+    assert overview([full, searches]) == overview([full]), "searches have no main row"
     assert anchor("What? A (b), c-d: 1.5") == "what-a-b-c-d-15"
     assert "](#a-title)" in evidence_report([(found, "", {"rewards": "r", "hits": "h"})])
 

@@ -135,6 +135,24 @@ def test_items_become_tokens_that_all_later_stages_and_exports_know(data: Path, 
     assert shorter < results(tmp_path / "plain")["thoughts"]["tokens"]["ranking"]["prompt_median"]
 
 
+def test_every_stage_rounds_the_factors_of_its_products_where_it_is_told_to(data: Path, source: Path, tmp_path: Path,
+                                                                            capsys) -> None:
+    more = [f"--backbone.source={source}", "--pretrain.adapt=true", "--backbone.item_tokens=true", "--pretrain.steps=3"]
+    narrow, losses = ["--backbone.matmul_dtype=bfloat16"], {}
+    for name, setting in (("plain", []), ("narrow", narrow)):
+        run = tmp_path / name
+        assert train(arguments(data, run, *more, *setting, "--stages=prepare,thoughts,pretrain,sft,grpo")) == 0
+        for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+            losses.setdefault((name, row["stage"]), []).append(row["loss"])
+    for stage in ("pretrain", "sft"):
+        apart = np.array(losses["narrow", stage]) / losses["plain", stage] - 1
+        assert 1e-7 < np.abs(apart[0]) and np.abs(apart).max() < 0.05, (stage, apart)
+    work = Workspace(RunFolder.existing(tmp_path / "narrow"))
+    assert work.backbone.matmul_dtype == work.backbone.model().layers.q.matmul_dtype == np.dtype("bfloat16")
+    assert train(arguments(data, tmp_path / "narrow", *more)) == 2
+    assert "backbone.matmul_dtype (was 'bfloat16', now None)" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_several_devices_adapt_it_as_one_does(data: Path, source: Path, tmp_path: Path) -> None:
     losses, hashes = [], []

@@ -186,11 +186,11 @@ def test_the_device_is_given_the_scoring_before_the_host_rewards(tiny, prompts, 
 
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_without_a_kl_term_groups_without_spread_are_left_out(tiny, prompts, monkeypatch, iterations):
-    """As with a KL term too small to be seen, which keeps them."""
+    """As with a KL term too small to be seen, which keeps them. The mean of three numbers .1 is not .1 in float."""
     dull, counts, original = prompts[0].example_id, [], Updates.run
 
     def rewarding(texts, example_ids):
-        return {"total": np.where(np.array(example_ids) == dull, 1.0, reward(texts, example_ids)["total"])}
+        return {"total": np.where(np.array(example_ids) == dull, 0.1, reward(texts, example_ids)["total"])}
 
     def spy(self, state, base, passes):
         counts.append(len(passes))
@@ -200,7 +200,7 @@ def test_without_a_kl_term_groups_without_spread_are_left_out(tiny, prompts, mon
     environment = Environment(fake_generate, text_of, rewarding)
     trained = []
     for beta in (0.0, 1e-30):
-        config = dataclasses.replace(CONFIG, beta=beta, iterations=iterations, steps=3)
+        config = dataclasses.replace(CONFIG, beta=beta, iterations=iterations, steps=3, group_size=3)
         trained.append(train_grpo(*tiny, prompts, config, environment, seed=0).params)
     assert counts == [1] * 3 * iterations + [2] * 3 * iterations
     for ours, whole, start in zip(*map(jax.tree.leaves, (*trained, tiny[1])), strict=True):

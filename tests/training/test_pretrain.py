@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from r2rec_jax.config import PretrainConfig
-from r2rec_jax.models.llama import bare_graphdef
-from r2rec_jax.training.pretrain import Text, pack_texts, row_batch, train_pretrain
+from r2rec_jax.training.pretrain import Text, pack_texts, pretrain_graphdef, row_batch, train_pretrain
 from r2rec_jax.training.updates import Updates
 
 CONFIG = PretrainConfig(steps=6, batch_size=2, max_tokens=16, lr=1e-2, checkpoint_every=3)
@@ -54,7 +52,7 @@ def texts():
 
 
 def test_it_learns_and_resumes_bit_for_bit(tiny, llama_config, texts, checkpoints, monkeypatch, trees_equal):
-    model, base = replace(tiny[0], graphdef=bare_graphdef(llama_config, jnp.float32)), jax.device_get(tiny[0].base)
+    model, base = replace(tiny[0], graphdef=pretrain_graphdef(llama_config)), jax.device_get(tiny[0].base)
     losses, original = [], Updates.run
 
     def run(name, stop=None):

@@ -12,18 +12,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from r2rec_jax.config import TrainConfig
-from r2rec_jax.models.llama import bare_graphdef
-from r2rec_jax.models.products import factors_for
 from r2rec_jax.stages.memory.formula import Shapes, recomputes, widened
 from r2rec_jax.tokens.examples import Batch
 from r2rec_jax.training.grpo import SUMS as GRPO_SUMS
 from r2rec_jax.training.grpo import make_grpo_loss
 from r2rec_jax.training.policy import FrozenModel
+from r2rec_jax.training.pretrain import NO_ADAPTER, make_pretrain_loss, pretrain_graphdef
 from r2rec_jax.training.pretrain import SUMS as PRETRAIN_SUMS
-from r2rec_jax.training.pretrain import make_pretrain_loss
 from r2rec_jax.training.rollouts import GroupBatch
 from r2rec_jax.training.rows import RowShape
 from r2rec_jax.training.sft import SUMS as SFT_SUMS
@@ -50,8 +47,7 @@ def gradient_temporaries(shapes: Shapes, config: TrainConfig, stage: str, row: R
     """
     model = FrozenModel(shapes.graphdef, shapes.base, "xla", recomputes(config, on_cpu=True))
     if stage == "pretrain":
-        factors = factors_for(config.backbone.factors, jnp.float32)
-        model = replace(model, graphdef=bare_graphdef(shapes.config, jnp.float32, factors))
+        model = replace(model, graphdef=pretrain_graphdef(shapes.config, config.backbone.matmul_dtype))
     function, args = gradient_program(model, shapes, config, stage, row, rows)
     analysis: Any = jax.jit(function, donate_argnums=1).lower(*args).compile().memory_analysis()
     return int(analysis.temp_size_in_bytes)
@@ -70,7 +66,7 @@ def gradient_program(model: FrozenModel, shapes: Shapes, config: TrainConfig, st
     column = jax.ShapeDtypeStruct((rows, row.targets), jnp.float32)
     trained, frozen = shapes.lora, shapes.base
     if stage == "pretrain":
-        trained, frozen = widened(shapes).base, nnx.State({})
+        trained, frozen = widened(shapes).base, NO_ADAPTER
         loss, sums, inputs = make_pretrain_loss(model), PRETRAIN_SUMS, (batch, number)
     elif stage == "sft":
         loss, sums, inputs = make_sft_loss(model), SFT_SUMS, (batch, number)

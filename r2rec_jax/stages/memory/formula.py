@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from r2rec_jax.config import TrainConfig
 from r2rec_jax.models.blockwise import ACCELERATOR_BLOCK, CPU_BLOCK, tile_sizes
 from r2rec_jax.models.llama import LlamaConfig, abstract_llama, split_llama
-from r2rec_jax.models.products import factors_for
+from r2rec_jax.models.products import resolve_matmul_dtype
 from r2rec_jax.parallel.sharding import names_of, spec_of
 from r2rec_jax.sampling.decoder import Buckets, size_bucket
 from r2rec_jax.sampling.program import empty_caches
@@ -70,7 +70,7 @@ def make_shapes(hf_config: Mapping[str, Any], config: TrainConfig, sizes: Mappin
     auto = "float32" if on_cpu else "bfloat16"
     dtype = jnp.dtype(auto if config.backbone.dtype == "auto" else config.backbone.dtype)
     graphdef, lora, base = split_llama(abstract_llama(
-        shape, config.lora, dtype, config.backbone.quantize, factors_for(config.backbone.factors, dtype)))
+        shape, config.lora, dtype, config.backbone.quantize, resolve_matmul_dtype(config.backbone.matmul_dtype, dtype)))
     return Shapes(shape, graphdef, lora, base, dtype, sizes, on_cpu)
 
 
@@ -192,8 +192,9 @@ def rollout_parts(shapes: Shapes, config: TrainConfig, prompts: int, group: int,
     filled = max(1, min(here, buckets.prefill_tokens // slots)) * slots
     merged = shapes.on_cpu and shapes.dtype == jnp.float32 and config.backbone.quantize == "none"
     layers = device_bytes(_wide(shapes), shapes.sizes)
-    if merged and (factors := factors_for(config.backbone.factors, shapes.dtype)) is not None:
-        layers = layers * factors.itemsize // shapes.dtype.itemsize
+    if merged and (matmul_dtype := resolve_matmul_dtype(config.backbone.matmul_dtype, shapes.dtype)) is not None:
+        head = c.vocab_size * c.hidden_size // shapes.sizes["tensor"]  # XLA copies it once, outside the token loop
+        layers = layers * matmul_dtype.itemsize // shapes.dtype.itemsize + head * matmul_dtype.itemsize
     prefill = filled * (2 * layer_numbers(c) // shapes.sizes["tensor"] + 2 * c.layers * c.kv_heads * c.head_dim) * size
     drawn = 6 * here * group * c.vocab_size * 4 // shapes.sizes["tensor"]
     return {"kv cache": device_bytes(caches, shapes.sizes), "merged layers" if merged else "sliced layers": layers,
