@@ -10,8 +10,8 @@
 - Shapes come from buckets, so a second call in the same bucket compiles nothing. Between segments the host looks at
   what ended: it reports progress, enlarges the suffix cache when it is full, and drops prompts that are complete.
 - SmolLM2-135M in float32, 8 samples of a 512-token prompt, 64 new tokens, CPU seconds on two shared cores: decoding 4.4
-  with ``merged`` layers and 5.7 with ``stored`` ones (its matrix products alone 3.7), prefill 1.4, merging 0.25. (Merged
-  layers took activations of another layout then.)
+  with ``merged`` layers and 5.7 with ``stored`` ones (its matrix products alone 3.7), prefill 1.4, merging 0.25
+  (merged layers took activations of another layout then).
 - On a mesh the prompts are dealt out to its row shards, longest last, and stay there: a prefill pass takes as many
   prompts of each shard, and compaction drops them within a shard. Bucket sizes then count for one shard.
 - The adapter and the backbone are arguments of every jitted function, never constants in it: a changed adapter

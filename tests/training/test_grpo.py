@@ -202,7 +202,8 @@ def test_without_a_kl_term_groups_without_spread_are_left_out(tiny, prompts, mon
     for beta in (0.0, 1e-30):
         config = dataclasses.replace(CONFIG, beta=beta, iterations=iterations, steps=3, group_size=3)
         trained.append(train_grpo(*tiny, prompts, config, environment, seed=0).params)
-    assert counts == [1] * 3 * iterations + [2] * 3 * iterations
+    fewer, whole = counts[:3 * iterations], counts[3 * iterations:]
+    assert set(whole) == {2} and max(fewer) == 1
     for ours, whole, start in zip(*map(jax.tree.leaves, (*trained, tiny[1])), strict=True):
         np.testing.assert_allclose(ours, whole, atol=2e-5)
         assert np.abs(ours - start).max() > 1e-3

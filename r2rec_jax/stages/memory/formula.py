@@ -4,14 +4,14 @@ Weights, adapter, optimiser and caches are exact: their trees are built as shape
 What a program holds besides, its temporaries, is a formula here, counted in activations a token; on a CPU the compiled
 program itself is asked instead (``compiled``). For n tokens on a device, B rows, in the model's letters:
 
-    saved for the backward pass   L n D with recomputation, L n A without,  A = 6 D + 3 N H + 3 K H + 5 F
+    saved for the backward pass   L n D with recomputation, L n A without,  A = 6 D + 3 N H + 3 K H + 3 F
     one layer at work             2 n A, and 3 tiles of scores [B, N, Q, S] in float32 (``models.blockwise``)
     or the head at work           4 arrays [256, V] in float32, beside the scored states [C, D] twice
     gathered weights (fsdp > 1)   two layers, the embedding and the head, whole
 
 ``A`` lists what a layer keeps of a token: the residual stream before and after attention, both inputs before and after
-their norm's scale; queries before and after rotation and the attention's output; keys twice and values; gate, its
-sigmoid, their product, up, and the product of all.
+their norm's scale; queries before and after rotation and the attention's output; keys twice and values; gate, up, and
+what SwiGLU makes of them.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def grpo_row(config: TrainConfig, prompt: int, completion: int) -> RowShape:
 
 def layer_numbers(c: LlamaConfig) -> int:
     """A of the module's docstring: what one layer computes of one token, in numbers."""
-    return 6 * c.hidden_size + 3 * c.heads * c.head_dim + 3 * c.kv_heads * c.head_dim + 5 * c.ffn
+    return 6 * c.hidden_size + 3 * c.heads * c.head_dim + 3 * c.kv_heads * c.head_dim + 3 * c.ffn
 
 
 def logit_bytes(shapes: Shapes, scored: int) -> int:
