@@ -197,9 +197,11 @@ class GrpoConfig:
         max_new_tokens: completion limit in tokens (*reconstructed*: 1,024).
         epsilon: lower clip range (*reconstructed*: 0.2).
         epsilon_high: upper clip range; null equals epsilon.
-        beta: weight of the KL term (*reconstructed*: 0.04). With 0 there is no reference pass, and groups whose rewards
-            are all equal, which have no gradient then, are not computed (nor counted in ``entropy``, ``drift``
-            and ratios).
+        beta: weight of the KL term (*reconstructed*: 0.04); 0 skips the reference pass.
+        uniform_groups: groups whose rewards are all equal have no advantage, and no gradient but that of the KL term.
+            ``keep`` computes it; ``drop`` leaves them out of the update, which is faster by their share (the filter of
+            DAPO's dynamic sampling, without drawing others in their place). With ``beta`` 0 they are always left out.
+            What is dropped is not counted in ``kl``, ``entropy``, ``drift`` and ratios.
         loss: ``grpo`` (mean over a completion, then over completions), ``dr_grpo`` (sum over tokens divided by
             max_new_tokens), ``dapo`` (mean over all tokens of the update), ``bnpo`` (mean over the tokens of
             ``micro_prompts`` prompts, then over those means).
@@ -230,6 +232,7 @@ class GrpoConfig:
     epsilon: float = 0.2
     epsilon_high: float | None = None
     beta: float = 0.04
+    uniform_groups: Literal["keep", "drop"] = "keep"
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "grpo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
     importance: Literal["token", "sequence"] = "token"

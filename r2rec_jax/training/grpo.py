@@ -7,7 +7,8 @@ The first update needs no pass for the old log-probabilities: they are the polic
 reference policy is a LoRA tree of its own: a copy of the adapter GRPO starts from, or the zero tree.
 
 A group whose rewards are all equal has no advantage. Without a KL term its gradient is zero, so with ``beta`` 0 such
-groups take no part in the passes, and the update is the same as with them.
+groups take no part in the passes, and the update is the same as with them; with one, ``uniform_groups: drop`` leaves
+them out too.
 
 The paper gives the reward, learning rate, temperature and top-p; G, clip range, beta and steps are ours (config).
 """
@@ -160,13 +161,14 @@ def train_grpo(
             clock.lap("rollout_seconds")
             check_stop()
 
-            passes = scored(chosen, rollout) if config.beta > 0 else []
+            whole = config.beta > 0 and config.uniform_groups == "keep"
+            passes = scored(chosen, rollout) if whole else []
             texts = completion_texts(rollout, environment.decode)
             rewards = shared_rewards(environment.reward, texts, ids, config.group_size)
             clock.lap("reward_seconds")
             check_stop()
             advantages = group_advantages(rewards["total"], config.scale_rewards)
-            if config.beta == 0:
+            if not whole:
                 taught = np.flatnonzero(spread(rewards["total"]))
                 passes, advantages = scored(chosen, rollout, taught), advantages[taught]
             lr = learning_rate(schedule, session.state)
@@ -276,8 +278,8 @@ def make_passes(chosen: Sequence[Example], rollout: Rollout, config: GrpoConfig,
 def with_scores(group: GroupBatch, score: Program, lora: nnx.State, reference: nnx.State, base: nnx.State,
                 config: GrpoConfig) -> GroupBatch:
     """The pass with the log-probabilities that the loss needs and nothing more: reference if beta > 0, old if the
-    rollouts serve more than one update. It does not wait for them: with a KL term the device works while the host
-    rewards."""
+    rollouts serve more than one update. It does not wait for them: where all groups are kept, the device works while
+    the host rewards."""
     return replace(
         group, reference=score(reference, base, group.rows)["logprobs"] if config.beta > 0 else None,
         old=score(lora, base, group.rows)["logprobs"] if config.iterations > 1 else None)

@@ -209,6 +209,19 @@ def test_without_a_kl_term_groups_without_spread_are_left_out(tiny, prompts, mon
         assert np.abs(ours - start).max() > 1e-3
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_groups_without_spread_may_be_dropped_with_a_kl_term_too(tiny, prompts, tmp_path, checkpoints, trees_equal,
+                                                                 beta):
+    """Then a step without any spread has no gradient at all; kept, it follows the KL term."""
+    environment = Environment(fake_generate, text_of, lambda texts, ids: {"total": np.ones(len(texts))})
+    moved = {}
+    for choice in ("keep", "drop"):
+        config = dataclasses.replace(CONFIG, beta=beta, epochs=1, uniform_groups=choice, reference="base")
+        trained = run(tiny, prompts, tmp_path, checkpoints, f"{choice}-{beta}", config, environment)[0]
+        moved[choice] = not trees_equal(trained.params, tiny[1])
+    assert moved == {"keep": beta > 0, "drop": False}
+
+
 def test_a_step_that_teaches_nothing_leaves_the_adapter_and_tells_no_entropy(tiny, prompts, tmp_path, checkpoints,
                                                                              trees_equal):
     environment = Environment(fake_generate, text_of, lambda texts, ids: {"total": np.ones(len(texts))})
