@@ -33,7 +33,7 @@ from r2rec_jax.training.policy import FrozenModel
 from r2rec_jax.training.pretrain import NO_ADAPTER, Text, make_pretrain_loss, pretrain_graphdef, row_batch
 
 SOURCE, CACHE = "smollm2-135m", "~/.cache/r2rec_jax"
-ROWS, LENGTH, PROMPTS, PROMPT, GROUP, NEW, REPEATS = 4, 512, 8, 384, 4, 64, 5
+ROWS, LENGTH, PROMPTS, PROMPT, GROUP, NEW, REPEATS = 4, 512, 8, 384, 4, 64, 3
 SETTINGS = (None, "bfloat16")
 
 
