@@ -143,6 +143,7 @@ def train_grpo(
     optimizer, schedule = make_optimizer(*settings, config.weight_decay, config.max_grad_norm), make_schedule(*settings)
     reference = place(copy_lora(lora) if config.reference == "sft" else zeros_like_lora(lora), model.mesh)
     longest = max(len(example.prompt_ids) for example in prompts)
+    whole = config.beta > 0 and config.uniform_groups == "keep"
     session = Session("grpo", place(init_state(lora, optimizer), model.mesh), loader, total, checkpoints=checkpoints,
                       metrics=metrics, log=completions_log, checkpoint_every=config.checkpoint_every, shown=SHOWN)
     with session:
@@ -160,8 +161,6 @@ def train_grpo(
             rollout = roll_out(session.state.params, model, chosen, config, environment, seed, step, session.report)
             clock.lap("rollout_seconds")
             check_stop()
-
-            whole = config.beta > 0 and config.uniform_groups == "keep"
             passes = scored(chosen, rollout) if whole else []
             texts = completion_texts(rollout, environment.decode)
             rewards = shared_rewards(environment.reward, texts, ids, config.group_size)
