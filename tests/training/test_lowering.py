@@ -54,6 +54,22 @@ def test_the_sft_step_lowers(platform: str) -> None:
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_rounded_factors_reach_every_product_with_a_weight(platform: str) -> None:
+    """SmolLM2's shape in float32 (``backbone.matmul_dtype``): what stays float32 x float32 is attention alone, whose
+    products have rows or heads as a batch."""
+    config = LlamaConfig.from_hf(SHAPES["random-135m"])
+    graphdef, lora, base = split_llama(abstract_llama(config, LoraConfig(), jnp.float32, matmul_dtype=jnp.dtype(jnp.bfloat16)))
+    updates = Updates(make_sft_loss(FrozenModel(graphdef, base, "xla", remat=True)), SFT_SUMS, OPTIMIZER)
+    total = jax.eval_shape(updates.zeros.function, lora)
+    text = lower(updates.gradient.function, platform, lora, total, base, shapes(empty(2, 512, 256)),
+                 jax.ShapeDtypeStruct((), jnp.float32))
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    plain = [line for line in products if line.count("xf32>") == 3]
+    assert plain and all("batching_dims" in line for line in plain), plain
+    assert sum("xbf16>" in line for line in products) > 20
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_grpo_scoring_and_its_update_lower(platform: str) -> None:
     rows, columns = empty(1, 2048, 1024), jax.ShapeDtypeStruct((1, 1024), jnp.float32)
     group = GroupBatch(shapes(rows), columns, columns, columns, jax.ShapeDtypeStruct((1, 1024), jnp.int32),
