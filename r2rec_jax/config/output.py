@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from r2rec_jax.config.check import check
+
+SHAPING = {"generate": ("temperature", "top_p", "max_new_tokens"), "likelihood": ("lines",)}
+"""By method, the settings of :class:`EvaluateConfig` that decide its answers and that no file or system is named after
+(files are, where a look differs from its run)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,16 @@ class EvaluateConfig:
         check(0 < self.top_p <= 1, "evaluate.top_p", "in (0, 1]", self.top_p)
         check(self.max_new_tokens >= 1, "evaluate.max_new_tokens", ">= 1", self.max_new_tokens)
         check(self.batch_size >= 1, "evaluate.batch_size", ">= 1", self.batch_size)
+
+    def answer_settings(self, negatives: str) -> dict[str, Any]:
+        """The settings that decide an answer: not who else is asked, nor how many at a time.
+
+        Args:
+            negatives: whose candidate lists are asked, ``data.negatives`` where this has none.
+        """
+        names = ["split", "chains", "method", *SHAPING[self.method]]
+        names += ["likelihood"] if self.method == "likelihood" else []
+        return {name: getattr(self, name) for name in names} | {"negatives": negatives}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Two kinds of folders are read, or any folder above them:
 
-    run.json, evaluate/ranks-test-<negatives>-<system>.jsonl     a run of ``python -m r2rec_jax.train``
+    run.json, evaluate/ranks-test-<negatives>-<system>.jsonl     a run of ``python -m r2rec_jax.train``, and the hosted
+        and hosted/ranks-test-<negatives>-<system>.jsonl         models that were asked its queries
     result.json, ranks-test-<negatives>.jsonl                    a model of ``python -m r2rec_jax.baselines``, or a
                                                                  hosted one of ``evaluate --endpoint``
 """
@@ -11,13 +12,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from r2rec_jax import progress
 from r2rec_jax.config import TrainConfig, as_plain, fingerprint
+from r2rec_jax.config.endpoint import OPERATIONAL
+from r2rec_jax.config.output import SHAPING
 from r2rec_jax.data.queries import split_name
 from r2rec_jax.evaluation.blocks import SystemRun, check_block, gather
 from r2rec_jax.evaluation.comparison import BlockReport, report_block
@@ -29,7 +32,7 @@ from r2rec_jax.reporting.breakdowns import plot_breakdowns
 from r2rec_jax.reporting.comparison import markdown_report
 from r2rec_jax.reporting.terminal import print_comparison
 from r2rec_jax.stages.cli import make_parser, parse
-from r2rec_jax.stages.run import RunFolder, builds_on, read_settings
+from r2rec_jax.stages.run import HOSTED, RunFolder, builds_on, read_settings
 
 _RANKS = re.compile(r"ranks-test-(uniform|popularity|disliked)-.+\.jsonl")
 _TEST_SPLITS = ("last-positive", "global-time")
@@ -142,8 +145,8 @@ def _places(top: Path) -> list[Path]:
 
 
 def _language_model(folder: Path) -> list[SystemRun]:
-    """The systems of a run that were evaluated on test queries."""
-    files = sorted((folder / "evaluate").glob("ranks-test-*.jsonl"))
+    """The systems of a run, and the hosted ones that were asked its queries, that were evaluated on test queries."""
+    files = sorted(path for place in ("evaluate", HOSTED) for path in (folder / place).glob("ranks-test-*.jsonl"))
     if not files:
         return []
     config = RunFolder.existing(folder).config
@@ -154,16 +157,32 @@ def _language_model(folder: Path) -> list[SystemRun]:
             raise ValueError(f"{path} must be named ranks-test-<negatives>-<system>.jsonl; delete it")
         negatives, records = match.group(1), tuple(read_ranks(path))
         system = records[0].system
+        asked = _asked_hosted(path, config, negatives) if path.parent.name == HOSTED else _asked(config, system)
         runs.append(SystemRun(
-            system=system, variant=_variant(config, system), folder=str(folder), dataset=config.data.name,
+            system=system, variant=_variant(config, system, asked), folder=str(folder), dataset=config.data.name,
             negatives=negatives, split=split_name(config.data.split, "test"), seed=config.train_seed,
             split_seed=config.data.split_seed, records=records,
             prompt=None if "-likelihood" in system else _prompt(config)))
     return runs
 
 
-def _variant(config: TrainConfig, system: str) -> str:
-    """Fingerprint of the settings that decide what a system is, its seeds apart."""
+def _asked(config: TrainConfig, system: str) -> dict[str, Any]:
+    """The settings by which a run's own system answered."""
+    method = "likelihood" if "-likelihood" in system else "generate"
+    return replace(config.evaluate, method=method, chains="own", split="test").answer_settings("")
+
+
+def _asked_hosted(ranks: Path, config: TrainConfig, negatives: str) -> dict[str, Any]:
+    """The settings by which a hosted model answered, from the result file beside its ranks."""
+    lists = "test" if negatives == config.data.negatives else f"test-{negatives}"
+    file = ranks.with_name(f"results-{lists}-{ranks.stem.removeprefix(f'ranks-test-{negatives}-')}.json")
+    settings = read_json(file, "run evaluate --endpoint again: it goes on from its answers")["settings"]
+    server = {name: value for name, value in settings["server"].items() if name not in OPERATIONAL}
+    return {name: settings["evaluate"][name] for name in SHAPING["generate"]} | {"server": server}
+
+
+def _variant(config: TrainConfig, system: str, asked: Mapping[str, Any]) -> str:
+    """Fingerprint of the settings that decide what a system is and how it was asked, its seeds apart."""
     plain = as_plain(config)
     trained = _TRAINED_BY.get(system.partition("-likelihood")[0])
     waiting, settings = [trained or "thoughts"], {}
@@ -171,7 +190,7 @@ def _variant(config: TrainConfig, system: str) -> str:
         stage = waiting.pop()
         settings |= {name: value for name, value in read_settings(plain, stage).items() if name not in _SEEDS}
         waiting += builds_on(config, stage)
-    return fingerprint(system, settings)
+    return fingerprint(system, settings, asked)
 
 
 def _prompt(config: TrainConfig) -> str | None:

@@ -3,9 +3,10 @@
     <run>/evaluate/predictions-<lists>-<system>.jsonl    one line a user: prompt, raw output, parsed ranking, target
     <run>/evaluate/results-<lists>.json                  the rows, with commit, settings, seeds, hardware
 
-``<lists>`` is the split, followed by the sampler of the negatives where it is not that of ``data.negatives``, and by
-``chains-swapped`` or ``chains-none`` where prompts do not show the query's own chains. Where candidates are ranked by
-likelihood the system's name says so (``sft-likelihood``), and that of the results file.
+``<lists>`` is the split, followed by the sampler of the negatives where it is not that of ``data.negatives``, by
+``chains-swapped`` or ``chains-none`` where prompts do not show the query's own chains, and by the settings in which a
+look differs from the run (``temperature-0.0``): it stands beside the run's figures, not in their place. Where
+candidates are ranked by likelihood the system's name says so (``sft-likelihood``), and that of the results file.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 
 from r2rec_jax.config import EvaluateConfig, PromptConfig, TrainConfig, as_plain, fingerprint
+from r2rec_jax.config.output import SHAPING
 from r2rec_jax.data.candidates import Negatives
 from r2rec_jax.data.queries import Query, split_name
 from r2rec_jax.data.splits import item_edges
@@ -83,6 +85,13 @@ def lists_name(work: Workspace, config: EvaluateConfig) -> str:
     return name if config.chains == "own" else f"{name}-chains-{config.chains}"
 
 
+def look_name(work: Workspace, config: EvaluateConfig, names: Sequence[str]) -> str:
+    """How files call the settings among ``names`` that are not the run's own, each with a dash before it:
+    ``-temperature-0.0``; nothing when all are."""
+    own = work.config.evaluate
+    return "".join(f"-{name}-{getattr(config, name)}" for name in names if getattr(config, name) != getattr(own, name))
+
+
 @dataclass(frozen=True)
 class Files:
     """What one system's evaluation leaves: answers, ranks, and the result file of a checkpoint evaluated alone."""
@@ -93,15 +102,18 @@ class Files:
 
 
 def evaluation_files(work: Workspace, checkpoint: str, config: EvaluateConfig) -> Files:
-    """Where a checkpoint's evaluation lies; ranks under other chains than the query's own are named so that no
-    comparison takes them for the system's."""
-    folder, lists = work.run.folder("evaluate"), lists_name(work, config)
+    """Where a checkpoint's evaluation lies; ranks under other chains than the query's own, or other settings than the
+    run's, are named so that no comparison takes them for the system's."""
+    folder, look = work.run.folder("evaluate"), look_name(work, config, SHAPING[config.method])
+    lists, users = lists_name(work, config) + look, look_name(work, config, ["users"])
     suffix = likelihood_suffix(config)
     system = system_name(work, checkpoint) + suffix
     exam = "" if config.chains == "own" else f"chains-{config.chains}-"
+    if look:
+        exam = f"{look[1:]}-{exam}"
     return Files(folder / f"predictions-{lists}-{system}.jsonl",
                  folder / f"ranks-{exam}{config.split}-{negatives_of(work, config)}-{system}.jsonl",
-                 folder / f"results-{lists}-{checkpoint}{suffix}.json")
+                 folder / f"results-{lists}{users}-{checkpoint}{suffix}.json")
 
 
 def evaluation_queries(work: Workspace, config: EvaluateConfig) -> list[Query]:
@@ -186,17 +198,6 @@ def true_rate(rendered: Sequence[RenderedQuery], known: Sequence[frozenset[str]]
     return true / statements if statements else None
 
 
-_GENERATION = ("temperature", "top_p", "max_new_tokens")
-
-
-def answer_settings(work: Workspace, config: EvaluateConfig) -> dict[str, Any]:
-    """The settings that shape an answer."""
-    unread = ("method", "likelihood", "lines") if config.method == "generate" else _GENERATION
-    unread += ("chains",) if config.chains == "own" else ()
-    return {k: v for k, v in as_plain(config).items() if k not in ("systems", "users", *unread)} | {
-        "negatives": negatives_of(work, config)}
-
-
 def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig, exam: Exam) -> list[Prediction]:
     """Predictions of one checkpoint, resumed from what its file holds already.
 
@@ -204,10 +205,7 @@ def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig
     and the others return none.
     """
     system = system_name(work, checkpoint) + likelihood_suffix(config)
-    settings = answer_settings(work, config)
     trained = "pretrain" if checkpoint == "base" else checkpoint
-    source = fingerprint(work.backbone.sha256, checkpoint, stage_key(work.config, trained), settings,
-                         jax.default_backend())
     path = evaluation_files(work, checkpoint, config).predictions
     generate = exam.make_generate(checkpoint)
 
@@ -217,6 +215,8 @@ def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig
     if not is_first():
         follow(draw)
         return []
+    source = fingerprint(work.backbone.sha256, work.adapter_sha256(checkpoint), stage_key(work.config, trained),
+                         config.answer_settings(negatives_of(work, config)), jax.default_backend())
     with leading(draw) as together:
         return evaluate_system(
             system, exam.queries, lambda rows, prompts, on_tokens: together(rows, prompts, told=on_tokens), path=path,

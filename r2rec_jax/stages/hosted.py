@@ -3,7 +3,7 @@
 They get the prompts that every other system gets, and their answers are judged by the same parser. Each answer is on
 disk before the next one is looked at; answers of other settings are refused, not replaced, since they were paid for.
 
-    <run>/evaluate/predictions-<lists>-<system>.jsonl, requests-<lists>-<system>.jsonl, results-<lists>-<system>.json
+    <run>/hosted/predictions-<lists>-<system>.jsonl, requests-<lists>-<system>.jsonl, results-<lists>-<system>.json
     <out>/predictions-..., requests-..., ranks-<split>-<negatives>.jsonl, result.json      over a prepared folder
 """
 
@@ -53,7 +53,7 @@ class Exam:
         lists: how files call the candidate lists: ``test``, ``test-popularity``.
         identity: what else decides a prompt (keys of stages or names of frozen files).
         seed: the run's training seed.
-        of_run: the folder is a run's ``evaluate`` folder, shared with the run's own systems; else it is the system's.
+        of_run: the folder is that of a run's hosted models; else it is the system's.
     """
 
     prepared: Prepared
@@ -71,7 +71,7 @@ def exam_of_run(work: Workspace, config: EvaluateConfig) -> Exam:
     """The prompts that the run's own systems get, word for word."""
     from r2rec_jax.stages.evaluation import evaluation_queries, lists_name, negatives_of
     from r2rec_jax.stages.rendering import render_queries
-    from r2rec_jax.stages.run import stage_key
+    from r2rec_jax.stages.run import HOSTED, stage_key
     from r2rec_jax.stages.thinking import shown_thoughts
 
     queries = evaluation_queries(work, config)
@@ -80,7 +80,7 @@ def exam_of_run(work: Workspace, config: EvaluateConfig) -> Exam:
     negatives = negatives_of(work, config)
     prepared = work.prepared if config.negatives is None else work.prepared.with_negatives(negatives)
     asked = [replace(r.for_evaluation(work.prepared), opened_think=False) for r in rendered]
-    return Exam(prepared, config, work.config.prompts, asked, work.run.folder("evaluate"), lists_name(work, config),
+    return Exam(prepared, config, work.config.prompts, asked, work.run.folder(HOSTED), lists_name(work, config),
                 [stage_key(work.config, "thoughts"), negatives], work.config.train_seed, True)
 
 
@@ -147,6 +147,10 @@ def evaluate_endpoint(exam: Exam, server: EndpointConfig, system: str) -> dict[s
         Stopped: the budget is spent or the server answers nobody; all answers so far are kept.
     """
     name = f"{exam.lists}-{file_name(system)}"
+    earlier = exam.folder.with_name("evaluate") / f"requests-{name}.jsonl"
+    if exam.of_run and earlier.exists():
+        raise ValueError(f"answers of hosted models must lie in {exam.folder}; an earlier version left some that were "
+                         f"paid for in {earlier.parent}; move predictions-{name}.jsonl and requests-{name}.jsonl")
     with locked_folder(exam.folder) as folder:
         older = [] if exam.of_run else _older_rows(folder / "result.json", system, exam)
         endpoint = Endpoint(server, folder / f"requests-{name}.jsonl", setting=SETTING)

@@ -1,14 +1,16 @@
 """The run folder: which stages are done, under which settings, and who is working on it.
 
-    run.json          settings, versions, commit; written once, compared on every later start
+    run.json          settings and versions of the latest start; compared on every later one
     stages.json       {stage: {"key": fingerprint, "seconds": ..., "result": {...}}} for finished stages
     claims.json       {stage: fingerprint} under which a stage's folder was begun, finished or not
     lock              held by the process that works on the folder
+    hosted/           answers of hosted models, which were paid for: of no stage, so that none deletes them
 
 A stage's key is the fingerprint of the settings it reads and of the keys of the stages it builds on. A finished stage
 whose key is unchanged is not run again. When a setting that a stage depends on has changed, the run is refused with the
 names of the settings, unless ``overwrite`` is given: then the stages concerned are run anew and their old output is
-deleted. ``evaluate`` and ``export`` settings may change freely: those stages are simply run again.
+deleted. ``evaluate`` and ``export`` settings may change freely: those stages are simply run again, and answers that
+are still those of the settings are kept.
 """
 
 from __future__ import annotations
@@ -65,6 +67,12 @@ LATER: dict[str, Any] = {"sft.steps": None, "pretrain.adapt": False, "backbone.i
 do not enter a key: what an earlier version has finished stays finished."""
 
 FREE = ("evaluate", "export")
+
+HOSTED = "hosted"
+"""Folder of what ``evaluate --endpoint`` asked."""
+
+ANSWERS = "predictions-*.jsonl"
+"""Files of the ``evaluate`` stage whose every line names what it is the answer of: none is taken for another's."""
 
 
 def read_settings(plain: dict[str, Any], stage: str) -> dict[str, Any]:
@@ -155,20 +163,27 @@ class RunFolder:
         """Where a stage keeps its output."""
         return self.path / stage
 
-    def clear(self, stage: str) -> None:
-        """Forget a stage and delete its output."""
+    def clear(self, stage: str, but: str | None = None) -> None:
+        """Forget a stage and delete its output, all ``but`` the files that a pattern names."""
         done = self._stages()
         done.pop(stage, None)
         write_json(self.path / "stages.json", done)
-        delete_folder(self.folder(stage))
+        folder = self.folder(stage)
+        if but is None:
+            delete_folder(folder)
+            return
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if not path.match(but):
+                path.unlink() if not path.is_dir() else delete_folder(path)
 
     def claim(self, stage: str) -> None:
-        """Start or go on with a stage: output that lies there from other settings or inputs is deleted first."""
+        """Start or go on with a stage: output that lies there from other settings or inputs is deleted first, but for
+        :data:`ANSWERS` of an evaluation, which takes those that are its own."""
         path = self.path / "claims.json"
         claims = _read_json(path) if path.exists() else {}
         key = stage_key(self.config, stage)
         if claims.get(stage) != key:
-            self.clear(stage)
+            self.clear(stage, but=ANSWERS if stage == "evaluate" else None)
             claims[stage] = key
             write_json(path, claims)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -144,6 +145,15 @@ class Workspace:
 
         return Decoder(self.backbone.graphdef, self.backbone.config, self.tokenizer.end_ids, self.tokenizer.pad_id,
                        attention=self.config.backbone.attention, mesh=self.mesh)
+
+    def adapter_sha256(self, checkpoint: str) -> str | None:
+        """Of the file that a checkpoint's adapter lies in; None for ``base``, which has none."""
+        from r2rec_jax.models.peft import WEIGHTS
+
+        if checkpoint == "base":
+            return None
+        with (self.run.folder(checkpoint) / "adapter" / WEIGHTS).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def adapter(self, checkpoint: str, full: Backbone | None = None) -> nnx.State:
         """The policy of a checkpoint: ``base`` is the zero tree, ``sft`` and ``grpo`` are read from their stage.

@@ -116,6 +116,40 @@ def test_evaluate_entry(finished, tmp_path, capsys):
         capsys, ["--run", str(finished), "--checkpoint", "sft", "--users", "999"], evaluate)
 
 
+def test_a_look_stands_beside_the_runs_own_figures(finished):
+    """Another temperature or fewer users are files of their own, and no comparison sees them."""
+    from r2rec_jax.evaluate import main as evaluate
+
+    folder, argv = finished / "evaluate", ["--run", str(finished), "--checkpoint", "sft"]
+    assert evaluate(argv) == 0
+    own = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert evaluate([*argv, "--temperature", "0.9", "--users", "2"]) == 0
+    assert evaluate([*argv, "--users", "2"]) == 0
+    now = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {name: now[name] for name in own} == own
+    assert now.keys() - own.keys() == {
+        "predictions-test-temperature-0.9-sft.jsonl", "ranks-temperature-0.9-test-uniform-sft.jsonl",
+        "results-test-temperature-0.9-users-2-sft.json", "results-test-users-2-sft.json"}
+
+
+def test_answers_of_another_adapter_are_given_anew(finished, data, tmp_path):
+    """Trained again under the same settings, and not to the same numbers: an answer belongs to the adapter itself."""
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    from r2rec_jax.evaluate import main as evaluate
+
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    argv = ["--run", str(run), "--checkpoint", "sft", "--users", "3"]
+    file, weights = run / "evaluate/predictions-test-sft.jsonl", run / "sft/adapter/adapter_model.safetensors"
+    before = file.read_text()
+    assert evaluate(argv) == 0 and file.read_text() == before
+    save_file({name: np.zeros_like(x) for name, x in load_file(weights).items()}, weights)
+    assert evaluate(argv) == 0
+    assert not set(before.splitlines()) & set(file.read_text().splitlines())
+
+
 def test_evaluate_entry_with_other_negatives(finished, tmp_path, capsys):
     from r2rec_jax.evaluate import main as evaluate
 
@@ -126,7 +160,7 @@ def test_evaluate_entry_with_other_negatives(finished, tmp_path, capsys):
     rows = [json.loads(path.read_text())["rows"][0] for path in (own, others)]
     assert [(row["negatives"], row["split"]) for row in rows] == [
         ("uniform", "last-positive"), ("popularity", "last-positive")]
-    assert (finished / "evaluate" / "results-test-popularity-sft.json").exists()
+    assert (finished / "evaluate" / "results-test-popularity-users-2-sft.json").exists()
     lines = [{p["query_id"]: p for p in map(json.loads, (finished / "evaluate" / name).read_text().splitlines())}
              for name in ("predictions-test-sft.jsonl", "predictions-test-popularity-sft.jsonl")]
     for query_id, answer in lines[1].items():
@@ -146,7 +180,7 @@ def test_evaluate_entry_by_likelihood(finished, tmp_path, capsys):
         assert evaluate([*argv, "--json", str(out)]) == 0
         (row,) = json.loads(out.read_text())["rows"]
         assert (row["system"], row["users"], row["valid_rate"]) == (system, 3, 1.0)
-        assert (finished / "evaluate" / f"results-test-{system}.json").exists()
+        assert (finished / "evaluate" / f"results-test-users-3-{system}.json").exists()
         file = finished / "evaluate" / f"predictions-test-{system}.jsonl"
         answers = [json.loads(line) for line in file.read_text().splitlines()]
         assert all(len(a["ranking"]) == 20 and a["prompt"].endswith(")\n") for a in answers)

@@ -71,6 +71,7 @@ def test_a_list_is_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert experiments(argv) == 1 and "failed before and is left out" in capfd.readouterr().err
     rows = [json.loads(content)["rows"] for content in (before, file.read_bytes())]
     assert rows[0] == rows[1], "nothing was run again"
+    check_damage(runs / "main" / "seed-0" / "run" / "evaluate" / "results-test-sft.json", argv, capfd)
     assert "pretrain: taken from" in (runs / "no-sft" / "seed-0" / "log.txt").read_text()
     assert (runs / "main" / "seed-0" / "completions.txt").read_text().count("--- completion") == 8
     assert experiments(["--report", "--results", str(results), "--out", str(tmp_path / "EVIDENCE.md")]) == 0
@@ -84,6 +85,20 @@ def test_a_list_is_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "grpo.lr (was" in (said := capfd.readouterr().err) and "--overwrite" in said
     assert experiments([*argv, "--only", "no-sft", "--overwrite"]) == 0
     assert "no-sft, seed 0 (1 of 1): done" in capfd.readouterr().err
+
+
+def check_damage(results: Path, argv: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """What a finished experiment has left is looked at again whenever it is used."""
+    whole = results.read_bytes()
+    other = json.loads(whole)
+    other["settings"]["temperature"] = 0.25
+    results.write_text(json.dumps(other))
+    assert experiments([*argv, "--only", "main"]) == 2
+    assert "asked for; it has temperature 0.25 instead of" in (said := capfd.readouterr().err) and "done.json" in said
+    results.unlink()
+    assert experiments([*argv, "--only", "main"]) == 2
+    assert "must be there, main with seed 0 has left it" in capfd.readouterr().err
+    results.write_bytes(whole)
 
 
 def check_first_lines(found: dict, folder: Path) -> None:

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from r2rec_jax.config import LoraConfig, ParallelConfig
@@ -33,7 +32,8 @@ def gradients(backbone: Backbone, rounded: bool, mesh: Any) -> dict[str, np.ndar
     name = "bfloat16" if rounded else None
     backbone = with_matmul_dtype(backbone, name)
     rows = [[Text.whole(range(3 + i, 60 + i))] for i in range(8)]
-    base, lora, batch = (place(tree, mesh) for tree in (backbone.base, spread(backbone.lora), row_batch(rows, 8, 64, 2)))
+    trees = backbone.base, spread(backbone.lora), row_batch(rows, 8, 64, 2)
+    base, lora, batch = (place(tree, mesh) for tree in trees)
     model = FrozenModel(backbone.graphdef, base, mesh=mesh)
     bare = make_pretrain_loss(replace(model, graphdef=pretrain_graphdef(backbone.config, name)))
     scale = np.float32(1 / 64)

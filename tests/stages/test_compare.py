@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r2rec_jax.config import DataConfig, EvaluateConfig, PromptConfig, SftConfig, TrainConfig, as_plain
+from r2rec_jax.config import DataConfig, EndpointConfig, EvaluateConfig, PromptConfig, SftConfig, TrainConfig, as_plain
 from r2rec_jax.evaluate import main as evaluate
 from r2rec_jax.evaluation.ranks import RankRecord, write_ranks
 from r2rec_jax.evaluation.summary import summarize_ranks
@@ -80,6 +80,26 @@ def test_other_settings_are_other_systems_and_seeds_are_not(tmp_path):
     (report,) = compare_folders([str(tmp_path / "a"), str(tmp_path / "d")])
     assert [(row["system"], row["prompt"]) for row in report.rows] == [
         ("base [a]", None), ("base [d]", "no chains"), ("sft", None)]
+
+
+def test_runs_that_were_asked_otherwise_are_other_systems(tmp_path):
+    write_run(tmp_path / "a", {"sft": 0.5, "sft-likelihood": 0.5})
+    write_run(tmp_path / "b", {"sft": 0.5, "sft-likelihood": 0.5}, train_seed=1, evaluate=EvaluateConfig(temperature=0))
+    (report,) = compare_folders([str(tmp_path)])
+    assert [(row["system"], row["seed"]) for row in report.rows] == [
+        ("sft [a]", [0]), ("sft [b]", [1]), ("sft-likelihood", [0, 1])]
+
+
+def test_hosted_models_of_a_run_are_told_apart_by_how_they_were_asked(tmp_path):
+    for seed, temperature in enumerate((0.6, 0.6, 0.0)):
+        folder = write_run(tmp_path / f"run-{seed}", {"sft": 0.5}, train_seed=seed)
+        write_ranks(folder / "hosted" / "ranks-test-uniform-gpt.jsonl", records("gpt", 0, 0.4))
+        asked = as_plain(EvaluateConfig(temperature=temperature))
+        write_json(folder / "hosted" / "results-test-gpt.json", {"settings": {
+            "evaluate": asked, "server": as_plain(EndpointConfig(model="gpt", concurrency=seed + 1))}})
+    (report,) = compare_folders([str(tmp_path)])
+    assert [(row["system"], row["seed"]) for row in report.rows] == [
+        ("sft", [0, 1, 2]), ("gpt [run-0]", [0, 1]), ("gpt [run-2]", [2])]
 
 
 def test_baselines_of_other_settings_are_told_apart(tmp_path):

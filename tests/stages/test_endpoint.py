@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,9 +110,9 @@ def test_a_hosted_model_gets_the_prompts_of_the_run(run, tmp_path, capsys):
         first = [*hosted(server.url), "--run", str(run), "--system=gpt-4o-mini", "--users=8", "--json", str(out)]
         assert evaluate([*first, "--server.max_requests=4"]) == 1
         assert "--server.max_requests is 4" in only_line(capsys) and server.asked.total() == 4
-        kept = (run / "evaluate" / "predictions-test-gpt-4o-mini.jsonl").read_text()
+        kept = (run / "hosted" / "predictions-test-gpt-4o-mini.jsonl").read_text()
         assert evaluate(first) == 0
-        assert (run / "evaluate" / "predictions-test-gpt-4o-mini.jsonl").read_text().startswith(kept)
+        assert (run / "hosted" / "predictions-test-gpt-4o-mini.jsonl").read_text().startswith(kept)
         assert evaluate([*first, "--temperature=1"]) == 2
         assert "were paid for; give another --system name" in only_line(capsys)
     row = json.loads(out.read_text())["rows"][0]
@@ -123,14 +124,18 @@ def test_a_hosted_model_gets_the_prompts_of_the_run(run, tmp_path, capsys):
     queries = work.prepared.queries["test"][:8]
     texts = [r.text for r in render_queries(work.prepared, queries, work.config.prompts, work.tokenizer)]
     assert set(server.asked) == set(texts)
-    kept = (run / "evaluate" / "predictions-test-gpt-4o-mini.jsonl").read_text()
+    kept = (run / "hosted" / "predictions-test-gpt-4o-mini.jsonl").read_text()
     lines = [json.loads(line) for line in kept.splitlines()]
     assert {line["prompt"] for line in lines} == set(texts) and len(lines) == 8
     answered = [line for line in lines if "<answer>" in line["output"]]
     assert all(line["valid"] and line["output"].startswith("([key]) The likes") for line in answered)
     assert len(answered) >= row["valid_rate"] * 8
-    assert len((run / "evaluate/ranks-test-uniform-gpt-4o-mini.jsonl").read_text().splitlines()) == 8
-    assert_without_key(run / "evaluate", capsys.readouterr().err)
+    assert len((run / "hosted/ranks-test-uniform-gpt-4o-mini.jsonl").read_text().splitlines()) == 8
+    assert_without_key(run / "hosted", capsys.readouterr().err)
+    (run / "evaluate").mkdir()
+    (run / "evaluate" / "requests-test-gpt-4o-mini.jsonl").write_text("")
+    assert evaluate(first) == 2 and "move predictions-test-gpt-4o-mini.jsonl and requests-" in only_line(capsys)
+    shutil.rmtree(run / "evaluate")
 
 
 def test_over_a_prepared_folder(data, tmp_path, capsys):
@@ -220,7 +225,7 @@ def test_a_refusal_that_quotes_an_answer_is_a_miss(run):
     with serve(plan, say="<answer>1, 2, 3</answer>") as server:
         assert evaluate([*hosted(server.url), "--run", str(run), "--system=refuses", "--users=6",
                          "--server.concurrency=1"]) == 0
-    kept = (run / "evaluate" / "predictions-test-refuses.jsonl").read_text()
+    kept = (run / "hosted" / "predictions-test-refuses.jsonl").read_text()
     lines = [json.loads(line) for line in kept.splitlines()]
     assert [line["valid"] for line in lines] == [True, True, True, False, True, True]
     assert lines[3]["output"] == "" and lines[3]["rank"] is None

@@ -8,7 +8,7 @@ import pytest
 
 from r2rec_jax.config import STAGES, GrpoConfig, SftConfig, TrainConfig, as_plain
 from r2rec_jax.files import write_json
-from r2rec_jax.stages.run import LATER, READS, RunFolder, config_from_plain, read_settings, stage_key
+from r2rec_jax.stages.run import HOSTED, LATER, READS, RunFolder, config_from_plain, read_settings, stage_key
 
 
 def config(tmp_path: Path, **changes) -> TrainConfig:
@@ -60,8 +60,21 @@ def test_evaluation_settings_may_change(tmp_path):
     finish(open_run(c), *STAGES)
     run = open_run(replace(c, evaluate=replace(c.evaluate, users=7)))
     assert run.is_done("grpo") and not run.is_done("evaluate") and run.is_done("export")
+    (run.folder("evaluate") / "predictions-test-sft.jsonl").write_text("each line names what it is the answer of")
     run.claim("evaluate")
-    assert not run.folder("evaluate").exists(), "predictions of other settings must not be taken over"
+    assert [path.name for path in run.folder("evaluate").iterdir()] == ["predictions-test-sft.jsonl"]
+
+
+def test_what_was_paid_for_outlives_all(tmp_path):
+    c = config(tmp_path)
+    run = open_run(c)
+    finish(run, *STAGES)
+    paid = run.folder(HOSTED) / "requests-test-gpt.jsonl"
+    paid.parent.mkdir()
+    paid.write_text("{}")
+    for changed in (replace(c, evaluate=replace(c.evaluate, users=7)), replace(c, train_seed=5)):
+        open_run(changed, overwrite=True).claim("evaluate")
+        assert paid.exists()
 
 
 def test_where_data_lies_does_not_matter(tmp_path):

@@ -55,10 +55,11 @@ def test_the_sft_step_lowers(platform: str) -> None:
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_rounded_factors_reach_every_product_with_a_weight(platform: str) -> None:
-    """SmolLM2's shape in float32 (``backbone.matmul_dtype``): what stays float32 x float32 is attention alone, whose
-    products have rows or heads as a batch."""
+    """SmolLM2's shape in float32 (``backbone.matmul_dtype``): only attention, whose products have rows and heads as a
+    batch, multiplies float32 with float32."""
     config = LlamaConfig.from_hf(SHAPES["random-135m"])
-    graphdef, lora, base = split_llama(abstract_llama(config, LoraConfig(), jnp.float32, matmul_dtype=jnp.dtype(jnp.bfloat16)))
+    rounded = abstract_llama(config, LoraConfig(), jnp.float32, matmul_dtype=jnp.dtype(jnp.bfloat16))
+    graphdef, lora, base = split_llama(rounded)
     updates = Updates(make_sft_loss(FrozenModel(graphdef, base, "xla", remat=True)), SFT_SUMS, OPTIMIZER)
     total = jax.eval_shape(updates.zeros.function, lora)
     text = lower(updates.gradient.function, platform, lora, total, base, shapes(empty(2, 512, 256)),

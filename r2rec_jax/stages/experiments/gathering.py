@@ -7,7 +7,7 @@ of which users are resampled. A system of the main table is that of the first he
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,7 @@ def _finished(trial: Trial) -> list[Finished]:
     outcome = trial.outcome()
     entries = []
     for exam in outcome["left"] if outcome is not None else ():
+        _check_left(trial, exam)
         result, wanted = read_json(exam["results"], _SAME), set(exam["queries"])
         records = tuple(record for record in read_ranks(exam["ranks"]) if record.query_id in wanted)
         first = None
@@ -114,6 +115,27 @@ def _finished(trial: Trial) -> list[Finished]:
             first = _named_first(exam["predictions"], trial.config.prompts.answer.form, wanted)
         entries.append(Finished(trial, exam["system"], exam, result, records, first))
     return entries
+
+
+def _check_left(trial: Trial, exam: Mapping[str, Any]) -> None:
+    """Make sure that a finished evaluation's files are still what it left.
+
+    Raises:
+        ValueError: one is missing, or is of another evaluation that was made since (says what differs).
+    """
+    again = f"delete {trial.folder / 'done.json'} and start the list again"
+    missing = [exam[name] for name in ("results", "ranks", "predictions") if not Path(exam[name]).exists()]
+    if missing:
+        raise ValueError(f"{missing[0]} must be there, {trial.name} with seed {trial.seed} has left it; {again}")
+    result, own = read_json(exam["results"], _SAME), trial.config.evaluate
+    wanted = replace(own, split=trial.order["split"], method=exam["method"], chains=exam["chains"])
+    settings = wanted.answer_settings(own.negatives or trial.config.data.negatives) | {"users": len(exam["queries"])}
+    given = result["settings"] | {name: result["rows"][0][name] for name in ("negatives", "users")}
+    other = [f"{name} {given.get(name)!r} instead of {value!r}" for name, value in settings.items()
+             if given.get(name) != value]
+    if other:
+        raise ValueError(f"{exam['results']} must be what {trial.name} with seed {trial.seed} asked for; it has "
+                         f"{', '.join(other)}; {again}")
 
 
 def _named_first(predictions: str, form: AnswerForm, wanted: set[str]) -> dict[str, bool]:
