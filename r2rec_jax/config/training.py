@@ -47,7 +47,8 @@ class PretrainConfig:
             Checkpoints, of 12 bytes a parameter, pass through every host whole. ``tiny`` is always trained.
         steps: optimiser steps.
         batch_size: rows a step.
-        max_tokens: row length in tokens; texts are packed end to end.
+        max_tokens: row length in tokens. Texts are packed whole; of what is longer, choices are left out, histories and
+            prompts are cut into parts, and of thoughts and examples the end is read. The stage says how many.
         lr: peak learning rate, linear warm-up over 5 % of the steps, cosine to a tenth.
         checkpoint_every: steps between checkpoints.
         mix: what is read: ``steps`` x ``batch_size`` x ``max_tokens`` tokens in these shares.

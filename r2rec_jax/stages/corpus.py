@@ -5,6 +5,7 @@ Kinds of text, with begin and end tokens, in the shares of ``pretrain.mix``. A k
 in a new order and with new draws each time, until it has its share of the tokens that the stage reads. One answer a
 prompt is a thin signal for a model that starts from nothing: histories and choices say something with every item.
 What is drawn at random or given (the lists of choices, the prompts of thoughts and examples) is read but not trained.
+A choice longer than a row is left out: its answer, cut off from its list, would teach to name what is not shown.
 
 To choose from a list takes copying out of it. The ``tiny`` backbone, which reads choices and histories from the start,
 has not learned to copy after a million tokens; after some hundred updates on bare lists it soon does (ARCHITECTURE.md).
@@ -14,8 +15,9 @@ and goes through everything at once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -53,9 +55,23 @@ Part = tuple[str, bool]
 """A part of a text, and whether it is trained."""
 
 
-def pretraining_texts(work: Workspace) -> list[list[Text]]:
-    """Every text, end token included, by phase of the curriculum: as many tokens as pretraining reads, in the shares of
-    its mix."""
+@dataclass(frozen=True)
+class Corpus:
+    """What is read.
+
+    Attributes:
+        phases: every text, end token included, by phase of the curriculum.
+        left_out: choices that are longer than a row.
+        cut: kind -> texts of which only the end is read, since they are.
+    """
+
+    phases: list[list[Text]]
+    left_out: int
+    cut: dict[str, int]
+
+
+def pretraining_texts(work: Workspace) -> Corpus:
+    """As many tokens as pretraining reads, in the shares of its mix."""
     c = work.config.pretrain
     shares = {kind: share for kind, share in asdict(c.mix).items() if share}
     scale = c.steps * c.batch_size * c.max_tokens / sum(shares.values())
@@ -65,24 +81,38 @@ def pretraining_texts(work: Workspace) -> list[list[Text]]:
         rest = [(kind, tokens * (1 - BARE - LISTED) if kind == "choices" else tokens) for kind, tokens in plan[0]]
         plan = [[("bare lists", choices * BARE)], [("bare lists", choices * LISTED / 4),
                                                    ("lists", choices * LISTED * 3 / 4)], rest]
-    return [[text for kind, tokens in phase for text in _until(
-        _passes(work, kind), tokens, np.random.default_rng([work.config.train_seed, number, *kind.encode()]), kind)]
-        for number, phase in enumerate(plan)]
+    left_out, cut, phases = 0, Counter[str](), []
+    for number, phase in enumerate(plan):
+        phases.append([])
+        for kind, tokens in phase:
+            rng = np.random.default_rng([work.config.train_seed, number, *kind.encode()])
+            texts, long = _until(_passes(work, kind), tokens, rng, kind, c.max_tokens)
+            left_out += long
+            cut[kind] += sum(len(text.ids) > c.max_tokens and not text.in_parts for text in texts)
+            phases[-1] += texts
+    return Corpus(phases, left_out, dict(+cut))
 
 
-def _until(one_pass: Pass, tokens: float, rng: np.random.Generator, kind: str) -> list[Text]:
-    """Texts of as many passes as it takes."""
+def _until(one_pass: Pass, tokens: float, rng: np.random.Generator, kind: str, length: int) -> tuple[list[Text], int]:
+    """Texts of as many passes as it takes, and how many were left out."""
     texts: list[Text] = []
+    left_out = 0
     while tokens > 0:
         before = len(texts)
         for text in one_pass(rng):
+            if kind == "choices" and len(text.ids) > length:
+                left_out += 1
+                continue
             texts.append(text)
-            tokens -= len(text.ids)
+            tokens -= len(text.ids) if text.in_parts else min(len(text.ids), length)
             if tokens <= 0:
-                return texts
+                return texts, left_out
+        if len(texts) == before and left_out:
+            raise ValueError(f"pretrain.max_tokens must hold a choice of pretrain.mix.choices; got {length}, and all "
+                             f"{left_out} are longer; raise it, or set that share to 0")
         if len(texts) == before:
             raise ValueError(f"pretrain.mix.{kind} must be 0 where the data holds no such text; got more")
-    return texts
+    return texts, left_out
 
 
 def _passes(work: Workspace, kind: str) -> Pass:

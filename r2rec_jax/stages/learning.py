@@ -49,16 +49,21 @@ def pretrain_stage(work: Workspace) -> dict[str, Any]:
     c, tokenizer, folder = work.config, work.tokenizer, work.run.folder("pretrain")
     if not c.trains_backbone:
         return {"note": f"backbone {c.backbone.source} is pretrained"}
-    phases = pretraining_texts(work)  # before the weights are loaded: a local teacher has its own
+    corpus = pretraining_texts(work)  # before the weights are loaded: a local teacher has its own
+    if corpus.left_out or corpus.cut:
+        cut = ", ".join(f"{number} {kind}" for kind, number in corpus.cut.items()) or "no other texts"
+        say(f"pretrain: longer than pretrain.max_tokens ({c.pretrain.max_tokens}) are {corpus.left_out} choices, which "
+            f"are left out, and {cut}, of which the end is read")
     start = _untrained(work) if work.is_tiny else _pretrained(work)
     trained = train_pretrain(
-        _in_float32(work, start), phases, c.pretrain, seed=c.train_seed, pad_id=tokenizer.pad_id,
+        _in_float32(work, start), corpus.phases, c.pretrain, seed=c.train_seed, pad_id=tokenizer.pad_id,
         checkpoints=_checkpoints(work, "pretrain", start, None), metrics=_metrics(work, "pretrain"))
     backbone = with_base(start, to_host(trained.params), c.backbone.source)
     _replace(folder / "backbone", lambda out: save_merged(backbone, None, out, tokenizer.save))
     parameters = sum(int(np.prod(x.shape)) for x in _leaves(backbone.base))
-    texts = [text for phase in phases for text in phase]
+    texts = [text for phase in corpus.phases for text in phase]
     return {"parameters": parameters, "texts": len(texts), "tokens": sum(len(text.ids) for text in texts),
+            "choices_left_out": corpus.left_out, "texts_cut": corpus.cut,
             "trained_tokens": sum(sum(text.trained) for text in texts), "steps": trained.steps,
             "skipped": trained.skipped, "start_sha256": start.sha256, "base_sha256": backbone.sha256}
 

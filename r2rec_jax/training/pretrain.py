@@ -1,7 +1,8 @@
 """Next-token training of a whole backbone: every parameter, no adapter.
 
 Texts are packed into rows of ``max_tokens`` in an order drawn from the seed; a text is a segment of its own, so that
-nothing is predicted from another text. Only texts longer than a row are cut, and each part then stands for itself. The
+nothing is predicted from another text. Only texts longer than a row are cut: one that is trained throughout into parts,
+each of which stands for itself; of one that answers what it was given the end is read. The
 paper has no such stage: it starts from a chat model. This one gives tests and laptops a model of a few million
 parameters that has seen the language of the prompts, and tells a pretrained one who likes what (domain-adaptive
 pretraining, Gururangan et al., 2020, https://arxiv.org/abs/2004.10964).
@@ -77,13 +78,19 @@ class Text:
         """A text all of which is trained."""
         return cls(tuple(ids), (True,) * len(ids))
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether it says as much in parts: all of it is trained, but for a begin token."""
+        return all(self.trained[1:])
+
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.trained):
             raise ValueError(f"trained must have an entry a token; got {len(self.trained)} for {len(self.ids)} tokens")
 
 
 def pack_texts(texts: Sequence[Text], length: int, seed: int) -> list[list[Text]]:
-    """Rows of texts that have at most ``length`` tokens together, in an order drawn from the seed.
+    """Rows of texts that have at most ``length`` tokens together, in an order drawn from the seed; a longer text is in
+    parts (:attr:`Text.in_parts`), or has lost its beginning.
 
     Example: texts of 3, 12 and 4 tokens in rows of 5 give parts of ``[[5], [5], [4], [3], [2]]`` tokens or fewer rows,
     ``[[5], [5], [3, 2], [4]]``.
@@ -92,8 +99,8 @@ def pack_texts(texts: Sequence[Text], length: int, seed: int) -> list[list[Text]
     parts = []
     for index in rng.permutation(len(texts)):
         text = texts[index]
-        parts += [Text(text.ids[start:start + length], text.trained[start:start + length])
-                  for start in range(0, len(text.ids), length)]
+        starts = range(0, len(text.ids), length) if text.in_parts else [max(0, len(text.ids) - length)]
+        parts += [Text(text.ids[start:start + length], text.trained[start:start + length]) for start in starts]
     rows = []
     for start in range(0, len(parts), PACKED_TOGETHER):
         some = parts[start:start + PACKED_TOGETHER]

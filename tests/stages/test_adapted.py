@@ -95,7 +95,7 @@ def test_a_model_that_can_copy_goes_through_no_curriculum(data: Path, source: Pa
             "--pretrain.mix.examples=0", "--stages=prepare,thoughts"]
     assert train(arguments(data, run, *more)) == 0
     work = Workspace(RunFolder.existing(run))
-    phases = pretraining_texts(work)
+    phases = pretraining_texts(work).phases
     assert len(phases) == 1
     texts = [work.tokenizer.decode(list(text.ids)) for text in phases[0]]
     assert 0 < sum("Candidates:" in text for text in texts) < len(texts), "choices and histories, in one phase"
@@ -108,9 +108,9 @@ def test_texts_begin_as_the_tokenizer_begins_documents(data: Path, source: Path,
             "--pretrain.mix.examples=0"]
     assert train(arguments(data, run, *more)) == 0
     work = Workspace(RunFolder.existing(run))
-    assert {text.ids[0] for text in pretraining_texts(work)[0]} == {work.tokenizer.bos_id}
+    assert {text.ids[0] for text in pretraining_texts(work).phases[0]} == {work.tokenizer.bos_id}
     vars(work.tokenizer)["document_start"] = ()
-    assert work.tokenizer.bos_id not in {text.ids[0] for text in pretraining_texts(work)[0]}
+    assert work.tokenizer.bos_id not in {text.ids[0] for text in pretraining_texts(work).phases[0]}
 
 
 def test_items_become_tokens_that_all_later_stages_and_exports_know(data: Path, source: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from r2rec_jax.stages.corpus import (
     BARE,
     CHOICE_SIZES,
     LISTED,
+    Corpus,
     liked_choices,
     liked_histories,
     pretraining_texts,
@@ -36,6 +38,7 @@ from r2rec_jax.stages.run import RunFolder
 from r2rec_jax.stages.thinking import thoughts_stage
 from r2rec_jax.stages.workspace import Workspace
 from r2rec_jax.thoughts.target import conclusion
+from r2rec_jax.training.pretrain import pack_texts
 from tests.synthetic import write_ml100k
 
 ALL = MixConfig(histories=2, choices=2, thoughts=1, prompts=1, examples=1)
@@ -138,8 +141,8 @@ def _follows(part: list[int], whole: list[int]) -> bool:
 
 
 def test_the_corpus_has_the_tokens_and_shares_that_were_asked_for_and_is_drawn_from_the_seed(work: Workspace) -> None:
-    phases = pretraining_texts(work)
-    assert phases == pretraining_texts(work)
+    phases = pretraining_texts(work).phases
+    assert phases == pretraining_texts(work).phases
     tokens = [sum(len(text.ids) for text in phase) for phase in phases]
     total = sum(tokens)
     assert 10 * 4 * 512 <= total <= 10 * 4 * 512 + 8 * max(len(text.ids) for phase in phases for text in phase)
@@ -153,6 +156,23 @@ def test_the_corpus_has_the_tokens_and_shares_that_were_asked_for_and_is_drawn_f
     assert 0 < len(answered) < len(phases[2]), "prompts alone have no end"
     assert all(text.trained[-1] for text in answered)
     assert any(not any(text.trained[:20]) for text in answered), "the prompts of thoughts and examples are read only"
+
+
+def test_of_what_is_longer_than_a_row_choices_are_left_out_and_ends_are_read(work: Workspace) -> None:
+    def corpus(length: int, **mix: float) -> Corpus:
+        pretrain = PretrainConfig(steps=40, batch_size=4, max_tokens=length, mix=MixConfig(
+            **{"histories": 0, "examples": 0} | mix))
+        return pretraining_texts(Workspace(RunFolder(work.run.path, replace(work.config, pretrain=pretrain))))
+
+    assert (corpus(2000, choices=1).left_out, corpus(2000, examples=1).cut) == (0, {})
+    narrow = corpus(100, choices=1)
+    assert narrow.left_out > 0 and all(len(text.ids) <= 100 for phase in narrow.phases for text in phase)
+    with pytest.raises(ValueError, match=r"pretrain\.max_tokens must hold a choice .* raise it"):
+        corpus(8, choices=1)
+    ((examples,), cut) = (found := corpus(200, examples=1)).phases, found.cut
+    assert cut == {"examples": sum(len(text.ids) > 200 for text in examples)} and cut["examples"] > 0
+    parts = [part.ids for row in pack_texts(examples, 200, seed=0) for part in row]
+    assert sorted(parts) == sorted(text.ids[-200:] for text in examples)
 
 
 @pytest.mark.parametrize("bare", [True, False])
