@@ -34,9 +34,10 @@ if [ -n "$from" ] && [ ! -d "$root" ]; then
   cat "$from"/runs.tar.gz.* | tar -C "$root" -xzf - || refuse "FROM must hold runs.tar.gz.*; $from has none or damaged"
 fi
 
-# In the background, so that a signal is handed on at once instead of after the program's end; timeout passes it on.
+# In the background, so that a signal is handed on at once instead of after the program's end; timeout passes it on,
+# and waits longer for the program than that waits for an experiment's step to end.
 asked=
-timeout --signal=TERM --kill-after=120 "$(awk "BEGIN { print $minutes * 60 }")" \
+timeout --signal=TERM --kill-after=330 "$(awk "BEGIN { print $minutes * 60 }")" \
   "$python" -m r2rec_jax.experiments "$list" --results "$results" "$@" &
 program=$!
 trap 'asked=1; kill -TERM $program 2>/dev/null' TERM INT HUP

@@ -92,6 +92,11 @@ class DataConfig:
         check(self.validation_from < self.test_from < 1, "data.test_from", "in (data.validation_from, 1)",
               self.test_from, "validation targets lie between the two cuts")
 
+    @property
+    def label(self) -> str:
+        """The data set as results and folders call it: its name, with the category of ``amazon``."""
+        return f"{self.name}-{self.category}" if self.category else self.name
+
     def _check_source(self) -> None:
         check((self.category is not None) == (self.name == "amazon"), "data.category",
               "given for data.name amazon, and only there", self.category, "for example Video_Games")

@@ -238,8 +238,8 @@ def _breakdowns(found: Entry) -> list[str]:
         parts += ["HitRatio@1 by how often the true item was rated in training (equal numbers of people):",
                   table(["system", *("{} to {}".format(*b["edges"]) for b in buckets)], lines, right=len(buckets))]
     if found["diagnostics"]:
-        parts += ["The same model with other chains in its prompts. If another user's chains do as well as its own, it "
-                  "does not use what they say:", chains_table(found["diagnostics"])]
+        parts += ["The same model with other chains in its prompts (p is not corrected). If another's chains do as "
+                  "well as its own, it does not use what they say:", chains_table(found["diagnostics"])]
     return parts
 
 

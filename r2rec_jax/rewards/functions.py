@@ -93,9 +93,14 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
+TAKEN = frozenset({"reward_rank", "reward_step", "reward_std", "reward_seconds"})
+"""Names under which GRPO writes numbers of its own."""
+
+
 def add_functions(parts: Mapping[str, NDArray], entries: Sequence[RewardFunction],
                   values: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray]:
-    """Reward parts with the weighted values in their ``total``, and each function's own under its name.
+    """Reward parts with the weighted values in their ``total``, and each function's own under its name (its import
+    path where two have one name, or GRPO has it already).
 
     Args:
         parts: arrays [N] by name, ``total`` among them.
@@ -109,6 +114,6 @@ def add_functions(parts: Mapping[str, NDArray], entries: Sequence[RewardFunction
     for entry in entries:
         total = total + entry.weight * np.nan_to_num(values[entry.function], nan=0.0)
     names = {entry.function: f"reward_{entry.function.rpartition(':')[2]}" for entry in entries}
-    if len(set(names.values())) < len(names):
+    if len(set(names.values())) < len(names) or TAKEN & set(names.values()):
         names = {path: f"reward_{path}" for path in names}
     return {**parts, "total": total, **{names[path]: value for path, value in values.items()}}

@@ -70,8 +70,7 @@ class BaselineConfig:
     @cached_property
     def data_name(self) -> str:
         """The data set in folder and file names."""
-        name = f"{self.data.name}-{self.data.category}" if self.data.category else self.data.name
-        return name if self.data.split == "last-positive" else f"{name}-{self.data.split}"
+        return self.data.label if self.data.split == "last-positive" else f"{self.data.label}-{self.data.split}"
 
     def seed_folder(self, seed: int) -> Path:
         """Folder of one seed."""
@@ -179,11 +178,11 @@ def _train_and_judge(prepared: Prepared, model: Recommender, seed: int, folder: 
     rows = []
     for negatives, records in by_negatives.items():
         write_ranks(folder / f"ranks-test-{negatives}.jsonl", records)
-        row = summarize_ranks(records, system=model.name, dataset=prepared.dataset.name, negatives=negatives,
+        row = summarize_ranks(records, system=model.name, dataset=prepared.data_config.label, negatives=negatives,
                               split=prepared.data_config.split, seed=seed)
         rows.append(row | {"seconds_per_user": scoring_s / len(records)})
     result = result_file(
-        f"{model.name} on {prepared.dataset.name}, seed {seed}", rows, fingerprint(identity), identity=identity,
+        f"{model.name} on {prepared.data_config.label}, seed {seed}", rows, fingerprint(identity), identity=identity,
         model=model.name, seed=seed, settings=identity["settings"], training=_training(trained, prepared),
         scoring_s=round(scoring_s, 3), training_edges=len(model.events))
     write_json(folder / RESULT_FILE, result)

@@ -159,7 +159,7 @@ def _language_model(folder: Path) -> list[SystemRun]:
         system = records[0].system
         asked = _asked_hosted(path, config, negatives) if path.parent.name == HOSTED else _asked(config, system)
         runs.append(SystemRun(
-            system=system, variant=_variant(config, system, asked), folder=str(folder), dataset=config.data.name,
+            system=system, variant=_variant(config, system, asked), folder=str(folder), dataset=config.data.label,
             negatives=negatives, split=split_name(config.data.split, "test"), seed=config.train_seed,
             split_seed=config.data.split_seed, records=records,
             prompt=None if "-likelihood" in system else _prompt(config)))

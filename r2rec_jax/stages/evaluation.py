@@ -239,7 +239,7 @@ def _report(work: Workspace, config: EvaluateConfig, exam: Exam,
     """Rows, ranks and comparison of what was answered, written."""
     c = work.config
     edges = _target_edges(work, config)
-    rows = [summarize(mine, dataset=c.data.name, negatives=negatives_of(work, config), seed=c.train_seed,
+    rows = [summarize(mine, dataset=c.data.label, negatives=negatives_of(work, config), seed=c.train_seed,
                       split=split_name(c.data.split, config.split), target_edges=edges)
             | {"split_seed": c.data.split_seed, "candidates": c.data.candidates, "chains": config.chains,
                "true_rate": exam.truth(mine)}
@@ -267,7 +267,7 @@ def evaluate_stage(work: Workspace) -> dict[str, Any]:
 def what(config: TrainConfig) -> str:
     """One line that says what was measured."""
     adapted = f", trained further for {config.pretrain.steps} steps," if config.pretrain.adapt else ""
-    return (f"{config.backbone.source}{adapted} on {config.data.name}: {config.data.sft_queries} SFT queries x "
+    return (f"{config.backbone.source}{adapted} on {config.data.label}: {config.data.sft_queries} SFT queries x "
             f"{config.sft.epochs}, {config.data.rl_queries} RL queries")
 
 

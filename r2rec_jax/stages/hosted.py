@@ -157,11 +157,11 @@ def evaluate_endpoint(exam: Exam, server: EndpointConfig, system: str) -> dict[s
         predictions = _ask_all(exam, endpoint, system, folder / f"predictions-{name}.jsonl")
         edges = _target_edges(exam.prepared, exam.config.split)
         data = exam.prepared.data_config
-        row = summarize(predictions, dataset=data.name, negatives=exam.prepared.negatives, seed=exam.seed,
+        row = summarize(predictions, dataset=data.label, negatives=exam.prepared.negatives, seed=exam.seed,
                         split=split_name(data.split, exam.config.split), target_edges=edges)
         row |= {"split_seed": data.split_seed, "candidates": data.candidates, **asdict(endpoint.spending)}
         settings = {"evaluate": as_plain(exam.config), "prompts": as_plain(exam.prompts), "server": as_plain(server)}
-        result = result_file(f"{server.model} on {data.name}", [*older, row], fingerprint(settings), settings=settings,
+        result = result_file(f"{server.model} on {data.label}", [*older, row], fingerprint(settings), settings=settings,
                              prompts_sha256=fingerprint([query.prompt for query in exam.queries]))
         ranks = f"ranks-{exam.config.split}-{exam.prepared.negatives}"
         write_ranks(folder / f"{ranks}{'-' + file_name(system) if exam.of_run else ''}.jsonl",

@@ -57,6 +57,9 @@ def test_weighted_and_added_none_adds_nothing() -> None:
     np.testing.assert_array_equal(parts["total"], [3.5, -1.0])
     np.testing.assert_array_equal(parts["rank"], [1, 0])
     np.testing.assert_array_equal(parts["reward_f"], [3.0, np.nan])
+    assert {"reward_m:rank", "reward_m:f"} <= add_functions(
+        {"total": np.zeros(1)}, [RewardFunction("m:rank"), RewardFunction("m:f")],
+        {"m:rank": np.zeros(1), "m:f": np.zeros(1)}).keys(), "GRPO writes a reward_rank of its own"
     assert {"reward_m:f", "reward_n:f"} <= add_functions(
         {"total": np.zeros(1)}, [RewardFunction("m:f"), RewardFunction("n:f")],
         {"m:f": np.zeros(1), "n:f": np.zeros(1)}).keys()

@@ -88,6 +88,8 @@ def test_only_what_a_checkpoint_rests_on_is_trained() -> None:
     ({"reuse": ["other"]}, "reuse must be names of the list"),
     ({"name": "no-sft"}, "experiments must be distinct"),
     ({"name": "baselines"}, "not 'baselines'"),
+    ({"set": {"data.negatives": "popularity"}},
+     r"experiment no-sft: data\.negatives \(or evaluate\.negatives\) must be 'popularity' as in main; got 'uniform'"),
     ({"sets": {}}, "an experiment has name, .*; got sets"),
 ])
 def test_a_wrong_list_is_refused_before_anything_runs(tmp_path: Path, change: dict, reason: str) -> None:
@@ -183,6 +185,14 @@ def test_a_process_left_behind_is_waited_for(tmp_path: Path) -> None:
             assert other.wait(10) == 0
 
 
+def test_a_process_whose_parent_is_gone_already_ends() -> None:
+    command = ("import time; from r2rec_jax.stages.experiments.worker import end_with\n"
+               "end_with(999_999_999); time.sleep(60)")
+    with subprocess.Popen([sys.executable, "-c", command], env=os.environ | {
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2])}) as orphan:
+        assert orphan.wait(30) == -signal.SIGTERM
+
+
 def records(skill: float, seed: int, users: int = 30) -> list[RankRecord]:
     rng = np.random.default_rng(seed)
     ranks = np.where(rng.random(users) < skill, 1.0, np.where(rng.random(users) < 0.3, MISS, 7.0))
@@ -272,6 +282,11 @@ def test_an_experiment_outside_the_main_table_is_tested_within_itself_or_against
         ("sft+grpo", "popularity", ["drawn", "main"])]
     assert found[0]["mean_minus"] == np.mean([r.rank == 1 for seed in (0, 1) for r in records(0.1, seed)])
     assert compared_variants(pool_of(sft=0.5, popularity=0.2)) == []
+    pool.add(None, "more", "sft", "own", "test", 0, records(0.45, 0))
+    both = [t for t in compared_variants(pool) if t["metric"] == "hr@1"]
+    assert {t["experiments"][0] for t in both} == {"drawn", "more"}
+    assert [t["p_holm"] for t in both] == list(holm([t["p"] for t in both])), "over the whole table"
+    found = compared_variants(pool)
     pool.add(None, "other negatives", "sft", "own", "test", 0, records(0.9, seed=4))
     assert compared_variants(pool) == found, "nothing is subtracted where the candidates differ"
 

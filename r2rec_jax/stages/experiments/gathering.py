@@ -161,7 +161,7 @@ def _classical(asked: ExperimentList, found: Sequence[Finished], tasks: Sequence
         for name in config.models if done else ():
             ranks = config.seed_folder(data.split_seed) / name / f"ranks-test-{negatives}.jsonl"
             records = tuple(record for record in read_ranks(ranks) if record.query_id in wanted)
-            own = summarize_ranks(records, system=name, dataset=data.name, negatives=negatives,
+            own = summarize_ranks(records, system=name, dataset=data.label, negatives=negatives,
                                   split=first.row["split"], seed=seed)
             row = {"system": name, "experiment": "baselines", "headline": True, "method": "scores", "chains": "own",
                    **{key: own[key] for key in KEPT if key in own}, "first@1": own["hr@1"],

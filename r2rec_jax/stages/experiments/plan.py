@@ -154,7 +154,8 @@ def trials_of(asked: ExperimentList, seeds: Sequence[int] | None = None) -> list
         seeds: instead of the list's; of an experiment with seeds of its own, those of its own that are among them.
 
     Raises:
-        BadInput: an experiment's settings are no valid configuration, or lack a system (names the experiment).
+        BadInput: an experiment's settings are no valid configuration, lack a system, or draw other candidates than the
+            rest of the main table (names the experiment).
     """
     trials = []
     for experiment in asked.experiments:
@@ -170,7 +171,33 @@ def trials_of(asked: ExperimentList, seeds: Sequence[int] | None = None) -> list
                 "reuse": [str(root_of(asked) / name / f"seed-{seed}" / "run") for name in experiment.reuse],
                 "split": experiment.split, "exams": [vars(exam) for exam in exams]}
             trials.append(Trial(experiment.name, seed, folder, order, experiment, config, tuple(exams)))
+    _check_same_candidates(trials)
     return trials
+
+
+def _check_same_candidates(trials: Sequence[Trial]) -> None:
+    """Make sure that the systems of the main table can be compared, before hours are spent on them.
+
+    Raises:
+        BadInput: two headline experiments draw other candidates (names both, and the setting).
+    """
+    first: dict[int, Trial] = {}
+    for trial in trials:
+        if trial.experiment.headline:
+            other = first.setdefault(trial.seed, trial)
+            mine, theirs = _candidates_of(trial.config), _candidates_of(other.config)
+            for name in mine:
+                if mine[name] != theirs[name]:
+                    raise BadInput(f"experiment {trial.name}: {name} must be {theirs[name]!r} as in {other.name}; got "
+                                   f"{mine[name]!r}; systems of the main table rank the same candidates, so give it "
+                                   "headline: false or a list of its own")
+
+
+def _candidates_of(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide which candidates a user's target stands among."""
+    names = ("name", "category", "split", "split_seed", "candidates", "positive_above", "k_core")
+    return {f"data.{name}": getattr(config.data, name) for name in names} | {
+        "data.negatives (or evaluate.negatives)": config.evaluate.negatives or config.data.negatives}
 
 
 def _seeds(asked: ExperimentList, experiment: Experiment, seeds: Sequence[int] | None) -> Sequence[int]:

@@ -201,17 +201,17 @@ def compared(pool: Pool) -> list[dict[str, Any]]:
 
 
 def compared_variants(pool: Pool) -> list[dict[str, Any]]:
-    """Experiments outside the main table, each by itself: :data:`PAIRS` within it, its systems against the same ones of
+    """Experiments outside the main table: :data:`PAIRS` within each, its systems against the same ones of
     the experiment that it names or else of the main table, and against the classical models. Pairs with other
     candidates are left out."""
-    main, found = _by_role(pool.main()), []
+    main, found = _by_role(pool.main()), list[list[dict[str, Any]]]()
     for experiment, entries in pool.variants().items():
         own, other = _by_role(entries), _by_role(pool.reference(experiment))
         pairs = [(own[a], own[b]) for a, b in PAIRS if a in own and b in own]
         pairs += [(own[name], other[name]) for name in own if name in other and not name.startswith("pretrained")]
         pairs += [(own[a], main[b]) for a, b in PAIRS if a in own and b in main and b in CLASSICAL]
-        found += _corrected(paired(pairs, strict=False))
-    return found
+        found += paired(pairs, strict=False)
+    return _corrected(found)
 
 
 def compared_searches(pool: Pool) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -65,7 +66,8 @@ def run_task(task: Task, overwrite: bool = False) -> str | None:
     write_json(task.folder / "task.json", {"key": task.key, "order": task.order, "overwrite": overwrite})
     log = task.folder / "log.txt"
     start = log.stat().st_size if log.exists() else 0
-    code = _call([sys.executable, "-m", "r2rec_jax.stages.experiments.worker", str(task.folder)], log)
+    code = _call([sys.executable, "-m", "r2rec_jax.stages.experiments.worker", str(task.folder),
+                  str(os.getpid())], log)
     if task.outcome() is not None:
         return None
     if code in (0, 130):

@@ -1,9 +1,10 @@
 """The process behind one task of a list: trains what is missing, evaluates, and says what it left.
 
-    python -m r2rec_jax.stages.experiments.worker FOLDER      (``FOLDER/task.json`` says what)
+    python -m r2rec_jax.stages.experiments.worker FOLDER PARENT     (``FOLDER/task.json`` says what; a process id)
 
 A process of its own, so that a failure or a full memory ends one experiment and not the list. It ends with its parent,
-and waits for one that an earlier list has left behind and that is about to end.
+also with one that was gone before this process began, and waits for a process that an earlier list has left behind and
+that is about to end.
 """
 
 from __future__ import annotations
@@ -104,10 +105,10 @@ def run_baselines(order: Mapping[str, Any], overwrite: bool = False) -> list[dic
 
 def run(argv: Sequence[str] | None) -> None:
     """Read the order, carry it out, and write down that it is done."""
-    (name,) = sys.argv[1:] if argv is None else argv
+    name, parent = sys.argv[1:] if argv is None else argv
     folder = Path(name)
     task = read_json(folder / "task.json", "start the list again")
-    end_with(os.getppid())
+    end_with(int(parent))
     with alone(folder):
         started = time.monotonic()
         if task["order"]["kind"] == BASELINES:
