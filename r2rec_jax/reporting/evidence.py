@@ -280,6 +280,13 @@ def _conditions(found: Entry) -> str:
 
 
 def _origin(found: Entry) -> str:
-    commits = dict.fromkeys(run["commit"][:12] + (" with changes" if run["dirty"] else "") for run in found["runs"])
-    return (f"*`evidence_{found['name']}.json`, {found['created']}; runs of commit {', '.join(commits)} on "
+    commits = dict.fromkeys(map(_version, found["runs"]))
+    trained = dict.fromkeys(_version(stage) for run in found["runs"] for stage in run.get("trained", {}).values())
+    others = [version for version in trained if version not in commits]
+    stages = f" (stages trained by {', '.join(others)})" if others else ""
+    return (f"*`evidence_{found['name']}.json`, {found['created']}; runs of commit {', '.join(commits)}{stages} on "
             f"{found['hardware']}.*")
+
+
+def _version(entry: Entry) -> str:
+    return entry["commit"][:12] + (" with changes" if entry["dirty"] else "")

@@ -65,6 +65,11 @@ def system_name(work: Workspace, checkpoint: str) -> str:
     return checkpoint
 
 
+def trained_by(checkpoint: str) -> str:
+    """The stage whose product a checkpoint is."""
+    return "pretrain" if checkpoint == "base" else checkpoint
+
+
 def likelihood_suffix(config: EvaluateConfig) -> str:
     """What systems ranked by likelihood are called beyond their checkpoint: ``-likelihood``, ``-likelihood-mean``."""
     if config.method == "generate":
@@ -205,7 +210,6 @@ def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig
     and the others return none.
     """
     system = system_name(work, checkpoint) + likelihood_suffix(config)
-    trained = "pretrain" if checkpoint == "base" else checkpoint
     path = evaluation_files(work, checkpoint, config).predictions
     generate = exam.make_generate(checkpoint)
 
@@ -215,7 +219,8 @@ def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig
     if not is_first():
         follow(draw)
         return []
-    source = fingerprint(work.backbone.sha256, work.adapter_sha256(checkpoint), stage_key(work.config, trained),
+    key = stage_key(work.config, trained_by(checkpoint))
+    source = fingerprint(work.backbone.sha256, work.adapter_sha256(checkpoint), key,
                          config.answer_settings(negatives_of(work, config)), jax.default_backend())
     with leading(draw) as together:
         return evaluate_system(
@@ -248,10 +253,11 @@ def _report(work: Workspace, config: EvaluateConfig, exam: Exam,
         files = evaluation_files(work, name, config)  # answers of more users than were asked for now have ranks too
         write_ranks(files.ranks, from_predictions(read_predictions(files.predictions), edges))
     settings = {k: v for k, v in as_plain(c).items() if k != "parallel"}  # no result depends on it
+    trained = {stage: code for name in predictions for stage, code in work.run.origin(trained_by(name)).items()}
     result = result_file(
         what(c), rows, fingerprint(settings), note=c.note, prompts=exam.prompts,
-        settings=as_plain(config), significance=_compare(predictions), base_sha256=work.backbone.sha256,
-        backbone=c.backbone.source)
+        settings=as_plain(config), trained=trained, significance=_compare(predictions),
+        base_sha256=work.backbone.sha256, backbone=c.backbone.source)
     write_json(file, result)
     return result
 

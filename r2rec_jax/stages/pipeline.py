@@ -20,7 +20,7 @@ from r2rec_jax.parallel.distributed import company, is_first, on_first, several,
 from r2rec_jax.parallel.kept import programs
 from r2rec_jax.progress import format_duration, mute, say
 from r2rec_jax.stages.reuse import reuse_stages
-from r2rec_jax.stages.run import RunFolder, builds_on
+from r2rec_jax.stages.run import CODE, RunFolder, builds_on
 from r2rec_jax.stages.workspace import Workspace
 
 TOGETHER = ("pretrain", "sft", "grpo", "evaluate")
@@ -100,8 +100,16 @@ def _run_stage(work: Workspace, stage: str, function: Callable[[Workspace], dict
         result = function(work)
     else:
         result = on_first(lambda: function(Workspace(work.run, alone=True) if several() else work))
-    on_first(lambda: work.run.mark_done(stage, time.monotonic() - started, result))
+    on_first(lambda: work.run.mark_done(stage, time.monotonic() - started, result, **_code()))
     say(f"{stage}: done in {format_duration(time.monotonic() - started)}")
+
+
+def _code() -> dict[str, Any]:
+    """Which version of this project is running, and on what."""
+    from r2rec_jax.evaluation.tables import provenance
+
+    now = provenance()
+    return {name: now[name] for name in CODE}
 
 
 def _begin(run: RunFolder, stage: str) -> bool:

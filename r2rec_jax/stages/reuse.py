@@ -19,7 +19,7 @@ from r2rec_jax.config import STAGES
 from r2rec_jax.files import read_json
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.progress import say
-from r2rec_jax.stages.run import FREE, RunFolder, builds_on, stage_key
+from r2rec_jax.stages.run import CODE, FREE, RunFolder, builds_on, stage_key
 from r2rec_jax.training.metrics import JsonLines
 
 TAKEN = tuple(stage for stage in STAGES if stage not in FREE)
@@ -75,7 +75,8 @@ def _take(run: RunFolder, stage: str, other: Path) -> bool:
     _copy_metrics(other / "metrics.jsonl", run.path / "metrics.jsonl", stage)
     if _finished(other).get(stage) != entry:
         return _changed(run, stage, other)
-    run.mark_done(stage, entry["seconds"], entry["result"], reused_from=str(other.resolve()))
+    run.mark_done(stage, entry["seconds"], entry["result"], reused_from=str(other.resolve()),
+                  **{name: entry[name] for name in CODE if name in entry})
     return True
 
 

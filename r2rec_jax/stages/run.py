@@ -1,7 +1,7 @@
 """The run folder: which stages are done, under which settings, and who is working on it.
 
     run.json          settings and versions of the latest start; compared on every later one
-    stages.json       {stage: {"key": fingerprint, "seconds": ..., "result": {...}}} for finished stages
+    stages.json       {stage: {"key": fingerprint, "seconds": ..., "result": {...}, "commit": ...}} for finished stages
     claims.json       {stage: fingerprint} under which a stage's folder was begun, finished or not
     lock              held by the process that works on the folder
     hosted/           answers of hosted models, which were paid for: of no stage, so that none deletes them
@@ -27,6 +27,7 @@ from r2rec_jax.config.data import WITHOUT_EFFECT as DATA_PLACES
 from r2rec_jax.config.endpoint import OPERATIONAL
 from r2rec_jax.files import beside, held, read_json, write_json
 from r2rec_jax.models.folders import delete_folder, sweep
+from r2rec_jax.prompts.templates import TEMPLATE_VERSION
 
 READS: dict[str, tuple[str, ...]] = {
     "prepare": ("data", "graph", "train_seed"),
@@ -66,18 +67,30 @@ LATER: dict[str, Any] = {"sft.steps": None, "pretrain.adapt": False, "backbone.i
 """Settings that came when run folders were in use already, and the value that does what was done before. With it they
 do not enter a key: what an earlier version has finished stays finished."""
 
+FIRST_TEXTS = "1"
+"""The version of the texts that run folders have which name none."""
+
 FREE = ("evaluate", "export")
 
 HOSTED = "hosted"
 """Folder of what ``evaluate --endpoint`` asked."""
 
+CODE = ("commit", "dirty", "hardware")
+"""What is kept of the version that finished a stage."""
+
 ANSWERS = "predictions-*.jsonl"
 """Files of the ``evaluate`` stage whose every line names what it is the answer of: none is taken for another's."""
 
 
-def read_settings(plain: dict[str, Any], stage: str) -> dict[str, Any]:
-    """The settings a stage reads, as {dotted name: value}, without those that have no effect on the outcome."""
-    flat: dict[str, Any] = {}
+def read_settings(plain: dict[str, Any], stage: str, texts: str = TEMPLATE_VERSION) -> dict[str, Any]:
+    """The settings a stage reads, as {dotted name: value}, without those that have no effect on the outcome.
+
+    Args:
+        plain: of :func:`~r2rec_jax.config.as_plain`.
+        stage: which one.
+        texts: version of the words of prompts and thoughts, which the ``thoughts`` stage writes down.
+    """
+    flat: dict[str, Any] = {"version of the texts": texts} if stage == "thoughts" and texts != FIRST_TEXTS else {}
     for section in READS[stage]:
         value = plain[section]
         if not isinstance(value, dict):
@@ -126,8 +139,8 @@ class RunFolder:
         with run.locked():
             sweep(run.path)
             if record.exists():
-                run._refuse_or_clear(_read_json(record)["config"], overwrite)
-            write_json(record, {"config": as_plain(config), **provenance})
+                run._refuse_or_clear(_read_json(record), overwrite)
+            write_json(record, {"config": as_plain(config), "texts": TEMPLATE_VERSION, **provenance})
             yield run
 
     @classmethod
@@ -138,14 +151,14 @@ class RunFolder:
             raise ValueError(f"{path} is not a run folder (no run.json); give the --run_dir of a finished training run")
         return cls(path, config_from_plain(_read_json(path / "run.json")["config"]))
 
-    def _refuse_or_clear(self, old_plain: dict[str, Any], overwrite: bool) -> None:
-        plain = as_plain(self.config)
+    def _refuse_or_clear(self, record: dict[str, Any], overwrite: bool) -> None:
+        plain, old_plain, old_texts = as_plain(self.config), record["config"], record.get("texts", FIRST_TEXTS)
         done = self._stages()
         touched, names = [], []
         for stage in STAGES:
             if stage in FREE:
                 continue
-            old, new = read_settings(old_plain, stage), read_settings(plain, stage)
+            old, new = read_settings(old_plain, stage, old_texts), read_settings(plain, stage)
             changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
             if changed and (stage in done or self.folder(stage).exists()):
                 touched.append(stage)
@@ -202,6 +215,15 @@ class RunFolder:
             raise ValueError(f"stage {stage!r} of {self.path} has not finished; run python -m r2rec_jax.train "
                              f"--stages {stage} first")
         return done[stage]["result"]
+
+    def origin(self, stage: str) -> dict[str, dict[str, Any]]:
+        """By stage, :data:`CODE` of those that a stage builds on and of itself, as far as it was kept."""
+        done = self._stages()
+        found = {}
+        for below in builds_on(self.config, stage):
+            found |= self.origin(below)
+        own = {name: done[stage][name] for name in CODE if name in done[stage]} if stage in done else {}
+        return found | ({stage: own} if own else {})
 
     def is_done(self, stage: str) -> bool:
         """Whether the stage has finished under the present settings."""

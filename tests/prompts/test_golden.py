@@ -5,16 +5,20 @@ After a wanted change of wording: raise ``TEMPLATE_VERSION``, run once with ``R2
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
 
 import pytest
 
-from r2rec_jax.prompts.templates import wording
+from r2rec_jax.prompts.templates import TEMPLATE_VERSION, wording
 from tests.prompts.golden_views import DOMAINS, golden_examples
 
 GOLDEN = Path(__file__).parent / "golden"
+VERSIONS = {"1": "54545e70ffcc8581"}
+"""By version, the first digits of the sha256 over all golden files."""
+
 FORBIDDEN = {
     "movies": r"\b(?:book|author|user read|product|song)s?\b", "books": r"\b(?:movie|watched|film|product|song)s?\b",
     "electronics": r"\b(?:movie|book|watched|film|user read|author|song)s?\b",
@@ -33,6 +37,12 @@ def test_prompts_read_as_reviewed(name: str) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
+
+
+def test_other_texts_are_another_version() -> None:
+    """Runs, stored thoughts and paid answers tell their texts by the version alone."""
+    found = hashlib.sha256(b"".join((GOLDEN / f"{name}.txt").read_bytes() for name in sorted(DOMAINS))).hexdigest()
+    assert VERSIONS.get(TEMPLATE_VERSION) == found[:16], "raise TEMPLATE_VERSION, and give its digest here"
 
 
 @pytest.mark.parametrize("name", DOMAINS)

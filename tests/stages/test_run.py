@@ -8,6 +8,7 @@ import pytest
 
 from r2rec_jax.config import STAGES, GrpoConfig, SftConfig, TrainConfig, as_plain
 from r2rec_jax.files import write_json
+from r2rec_jax.stages import run as run_module
 from r2rec_jax.stages.run import HOSTED, LATER, READS, RunFolder, config_from_plain, read_settings, stage_key
 
 
@@ -63,6 +64,30 @@ def test_evaluation_settings_may_change(tmp_path):
     (run.folder("evaluate") / "predictions-test-sft.jsonl").write_text("each line names what it is the answer of")
     run.claim("evaluate")
     assert [path.name for path in run.folder("evaluate").iterdir()] == ["predictions-test-sft.jsonl"]
+
+
+def test_other_texts_are_refused_as_other_settings_are(tmp_path, monkeypatch):
+    c = config(tmp_path)
+    finish(open_run(c), "prepare", "thoughts")
+    key = stage_key(c, "sft")
+    monkeypatch.setattr(run_module, "TEMPLATE_VERSION", "2")
+    monkeypatch.setattr(read_settings, "__defaults__", ("2",))
+    assert stage_key(c, "sft") != key and stage_key(c, "prepare") == stage_key(c, "prepare")
+    with pytest.raises(ValueError, match=r"version of the texts \(was None, now '2'\)"):
+        open_run(c)
+    run = open_run(c, overwrite=True)
+    assert run.is_done("prepare") and not run.is_done("thoughts")
+    finish(run, "thoughts")
+    assert open_run(c).is_done("thoughts")
+
+
+def test_a_stage_says_which_version_finished_it(tmp_path):
+    run = open_run(config(tmp_path))
+    finish(run, "prepare")
+    for stage in ("thoughts", "pretrain", "sft"):
+        run.mark_done(stage, 1.0, {}, commit=stage[0], dirty=False, hardware="cpu")
+    assert run.origin("sft") == {name: {"commit": name[0], "dirty": False, "hardware": "cpu"}
+                                 for name in ("thoughts", "pretrain", "sft")}
 
 
 def test_what_was_paid_for_outlives_all(tmp_path):

@@ -186,4 +186,5 @@ def _status(task: Task) -> dict[str, Any]:
 def _origin(entry: Finished) -> dict[str, Any]:
     return {"experiment": entry.trial.name, "seed": entry.trial.seed, "system": entry.system,
             "chains": entry.exam["chains"],
-            **{name: entry.result[name] for name in ("created", "commit", "dirty", "config_sha256", "hardware")}}
+            **{name: entry.result[name] for name in ("created", "commit", "dirty", "config_sha256", "hardware")},
+            "trained": entry.result.get("trained", {})}
