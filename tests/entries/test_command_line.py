@@ -123,13 +123,13 @@ def test_a_look_stands_beside_the_runs_own_figures(finished):
     folder, argv = finished / "evaluate", ["--run", str(finished), "--checkpoint", "sft"]
     assert evaluate(argv) == 0
     own = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert evaluate([*argv, "--temperature", "0.9", "--users", "5"]) == 0
-    assert evaluate([*argv, "--users", "5"]) == 0
+    assert evaluate([*argv, "--temperature", "0.9", "--users", "1"]) == 0
+    assert evaluate([*argv, "--users", "1"]) == 0
     now = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {name: now[name] for name in own} == own
     assert now.keys() - own.keys() == {
         "predictions-test-temperature-0.9-sft.jsonl", "ranks-temperature-0.9-test-uniform-sft.jsonl",
-        "results-test-temperature-0.9-users-5-sft.json", "results-test-users-5-sft.json"}
+        "results-test-temperature-0.9-users-1-sft.json", "results-test-users-1-sft.json"}
 
 
 def test_answers_of_another_adapter_are_given_anew(finished, data, tmp_path):
