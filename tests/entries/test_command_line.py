@@ -180,7 +180,7 @@ def test_evaluate_entry_by_likelihood(finished, tmp_path, capsys):
         assert evaluate([*argv, "--json", str(out)]) == 0
         (row,) = json.loads(out.read_text())["rows"]
         assert (row["system"], row["users"], row["valid_rate"]) == (system, 3, 1.0)
-        assert (finished / "evaluate" / f"results-test-users-3-{system}.json").exists()
+        assert (finished / "evaluate" / f"results-test-{system}.json").exists()
         file = finished / "evaluate" / f"predictions-test-{system}.jsonl"
         answers = [json.loads(line) for line in file.read_text().splitlines()]
         assert all(len(a["ranking"]) == 20 and a["prompt"].endswith(")\n") for a in answers)
