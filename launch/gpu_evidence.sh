@@ -5,7 +5,8 @@
 #   MINUTES=25 OUT=/some/folder launch/gpu_evidence.sh --only sft sft+grpo baselines --seeds 0
 #
 # LIST       the list                          (configs/evidence/smollm2_1m.yaml)
-# MINUTES    that it may take; a step that is under way is ended and saved, which takes some seconds more    (60)
+# MINUTES    that it may take; a step that is under way is ended and saved, which takes as long as a step, and at most
+#            five and a half minutes    (60)
 # RESULTS    folder of the result files        (results)
 # OUT        folder for what must outlive the machine: the result files, and the runs in runs.tar.gz.aa, .ab, ...
 # KEEP       of the runs: small (results, answers, metrics, logs: enough for the report; what is done stays done, but what

@@ -33,7 +33,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     from r2rec_jax.stages.workspace import Workspace
 
     out = check_new_folder(given.out)
-    work = Workspace(RunFolder.existing(given.run), alone=True)
+    work = Workspace(RunFolder.existing(given.run, any_texts=True), alone=True)
     export(work, given.checkpoint, given.format, out)
     say(f"export: {given.format} of {given.checkpoint} in {out}")
     write_json(given.json, {"run": given.run, "format": given.format, "out": given.out,

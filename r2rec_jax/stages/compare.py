@@ -32,7 +32,7 @@ from r2rec_jax.reporting.breakdowns import plot_breakdowns
 from r2rec_jax.reporting.comparison import markdown_report
 from r2rec_jax.reporting.terminal import print_comparison
 from r2rec_jax.stages.cli import make_parser, parse
-from r2rec_jax.stages.run import HOSTED, RunFolder, builds_on, read_settings
+from r2rec_jax.stages.run import HOSTED, RunFolder, builds_on, prompts_identity, read_settings
 
 _RANKS = re.compile(r"ranks-test-(uniform|popularity|disliked)-.+\.jsonl")
 _TEST_SPLITS = ("last-positive", "global-time")
@@ -149,8 +149,8 @@ def _language_model(folder: Path) -> list[SystemRun]:
     files = sorted(path for place in ("evaluate", HOSTED) for path in (folder / place).glob("ranks-test-*.jsonl"))
     if not files:
         return []
-    config = RunFolder.existing(folder).config
-    runs = []
+    run = RunFolder.existing(folder, any_texts=True)
+    config, runs = run.config, []
     for path in files:
         match = _RANKS.fullmatch(path.name)
         if match is None:
@@ -158,8 +158,10 @@ def _language_model(folder: Path) -> list[SystemRun]:
         negatives, records = match.group(1), tuple(read_ranks(path))
         system = records[0].system
         asked = _asked_hosted(path, config, negatives) if path.parent.name == HOSTED else _asked(config, system)
+        if asked is None:
+            continue
         runs.append(SystemRun(
-            system=system, variant=_variant(config, system, asked), folder=str(folder), dataset=config.data.label,
+            system=system, variant=_variant(run, system, asked), folder=str(folder), dataset=config.data.label,
             negatives=negatives, split=split_name(config.data.split, "test"), seed=config.train_seed,
             split_seed=config.data.split_seed, records=records,
             prompt=None if "-likelihood" in system else _prompt(config)))
@@ -169,26 +171,33 @@ def _language_model(folder: Path) -> list[SystemRun]:
 def _asked(config: TrainConfig, system: str) -> dict[str, Any]:
     """The settings by which a run's own system answered."""
     method = "likelihood" if "-likelihood" in system else "generate"
-    return replace(config.evaluate, method=method, chains="own", split="test").answer_settings("")
+    own = replace(config.evaluate, method=method, chains="own", split="test", likelihood="sum")
+    return own.answer_settings("")  # what negatives and what likelihood is known by other names already
 
 
-def _asked_hosted(ranks: Path, config: TrainConfig, negatives: str) -> dict[str, Any]:
-    """The settings by which a hosted model answered, from the result file beside its ranks."""
+def _asked_hosted(ranks: Path, config: TrainConfig, negatives: str) -> dict[str, Any] | None:
+    """The settings by which a hosted model answered, from the result file beside its ranks; None where that is not of
+    the prompts that the run has now."""
     lists = "test" if negatives == config.data.negatives else f"test-{negatives}"
     file = ranks.with_name(f"results-{lists}-{ranks.stem.removeprefix(f'ranks-test-{negatives}-')}.json")
-    settings = read_json(file, "run evaluate --endpoint again: it goes on from its answers")["settings"]
+    result = read_json(file, "run evaluate --endpoint again: it goes on from its answers") if file.exists() else {}
+    if result.get("identity") != fingerprint(prompts_identity(config, negatives)):
+        progress.say(f"compare: {ranks} is left out, its run has other prompts or candidates now")
+        return None
+    settings = result["settings"]
     server = {name: value for name, value in settings["server"].items() if name not in OPERATIONAL}
     return {name: settings["evaluate"][name] for name in SHAPING["generate"]} | {"server": server}
 
 
-def _variant(config: TrainConfig, system: str, asked: Mapping[str, Any]) -> str:
+def _variant(run: RunFolder, system: str, asked: Mapping[str, Any]) -> str:
     """Fingerprint of the settings that decide what a system is and how it was asked, its seeds apart."""
-    plain = as_plain(config)
+    config, plain = run.config, as_plain(run.config)
     trained = _TRAINED_BY.get(system.partition("-likelihood")[0])
     waiting, settings = [trained or "thoughts"], {}
     while waiting:
         stage = waiting.pop()
-        settings |= {name: value for name, value in read_settings(plain, stage).items() if name not in _SEEDS}
+        read = read_settings(plain, stage, run.texts)
+        settings |= {name: value for name, value in read.items() if name not in _SEEDS}
         waiting += builds_on(config, stage)
     return fingerprint(system, settings, asked)
 

@@ -98,7 +98,7 @@ def _until(one_pass: Pass, tokens: float, rng: np.random.Generator, kind: str, l
     texts: list[Text] = []
     left_out = 0
     while tokens > 0:
-        before = len(texts)
+        before, left_before = len(texts), left_out
         for text in one_pass(rng):
             if kind == "choices" and len(text.ids) > length:
                 left_out += 1
@@ -107,10 +107,10 @@ def _until(one_pass: Pass, tokens: float, rng: np.random.Generator, kind: str, l
             tokens -= len(text.ids) if text.in_parts else min(len(text.ids), length)
             if tokens <= 0:
                 return texts, left_out
-        if len(texts) == before and left_out:
+        if not texts and left_out:
             raise ValueError(f"pretrain.max_tokens must hold a choice of pretrain.mix.choices; got {length}, and all "
                              f"{left_out} are longer; raise it, or set that share to 0")
-        if len(texts) == before:
+        if len(texts) == before and left_out == left_before:
             raise ValueError(f"pretrain.mix.{kind} must be 0 where the data holds no such text; got more")
     return texts, left_out
 

@@ -26,7 +26,7 @@ from r2rec_jax.data.candidates import Negatives
 from r2rec_jax.data.queries import Query, split_name
 from r2rec_jax.data.splits import item_edges
 from r2rec_jax.evaluation.generation import policy_generate
-from r2rec_jax.evaluation.predictions import Prediction, read_predictions
+from r2rec_jax.evaluation.predictions import Prediction, PredictionLog, read_predictions
 from r2rec_jax.evaluation.protocol import (
     Completions,
     EvaluationQuery,
@@ -109,8 +109,8 @@ class Files:
 def evaluation_files(work: Workspace, checkpoint: str, config: EvaluateConfig) -> Files:
     """Where a checkpoint's evaluation lies; ranks under other chains than the query's own, or other settings than the
     run's, are named so that no comparison takes them for the system's."""
-    folder, look = work.run.folder("evaluate"), look_name(work, config, SHAPING[config.method])
-    lists, users = lists_name(work, config) + look, look_name(work, config, ["users"])
+    folder, look = work.run.folder("evaluate"), look_name(work, config, [*SHAPING[config.method], "users"])
+    lists = lists_name(work, config) + look
     suffix = likelihood_suffix(config)
     system = system_name(work, checkpoint) + suffix
     exam = "" if config.chains == "own" else f"chains-{config.chains}-"
@@ -118,7 +118,7 @@ def evaluation_files(work: Workspace, checkpoint: str, config: EvaluateConfig) -
         exam = f"{look[1:]}-{exam}"
     return Files(folder / f"predictions-{lists}-{system}.jsonl",
                  folder / f"ranks-{exam}{config.split}-{negatives_of(work, config)}-{system}.jsonl",
-                 folder / f"results-{lists}{users}-{checkpoint}{suffix}.json")
+                 folder / f"results-{lists}-{checkpoint}{suffix}.json")
 
 
 def evaluation_queries(work: Workspace, config: EvaluateConfig) -> list[Query]:
@@ -222,10 +222,20 @@ def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig
     key = stage_key(work.config, trained_by(checkpoint))
     source = fingerprint(work.backbone.sha256, work.adapter_sha256(checkpoint), key,
                          config.answer_settings(negatives_of(work, config)), jax.default_backend())
+    _take_own(work, checkpoint, config, exam, path, source)
     with leading(draw) as together:
         return evaluate_system(
             system, exam.queries, lambda rows, prompts, on_tokens: together(rows, prompts, told=on_tokens), path=path,
             source=source, batch_size=config.batch_size, form=exam.form)
+
+
+def _take_own(work: Workspace, checkpoint: str, config: EvaluateConfig, exam: Exam, path: Path, source: str) -> None:
+    """A look at fewer or more users begins with the answers that the run has already."""
+    own = evaluation_files(work, checkpoint, replace(config, users=work.config.evaluate.users)).predictions
+    if own != path and own.exists() and not path.exists():
+        asked = {query.query_id for query in exam.queries}
+        PredictionLog(path, source).append(
+            p for p in read_predictions(own) if p.source == source and p.query_id in asked)
 
 
 def evaluate_run(work: Workspace, config: EvaluateConfig, checkpoints: Sequence[str], file: Path) -> dict[str, Any]:
@@ -249,9 +259,8 @@ def _report(work: Workspace, config: EvaluateConfig, exam: Exam,
             | {"split_seed": c.data.split_seed, "candidates": c.data.candidates, "chains": config.chains,
                "true_rate": exam.truth(mine)}
             for mine in predictions.values()]
-    for name in predictions:
-        files = evaluation_files(work, name, config)  # answers of more users than were asked for now have ranks too
-        write_ranks(files.ranks, from_predictions(read_predictions(files.predictions), edges))
+    for name, mine in predictions.items():
+        write_ranks(evaluation_files(work, name, config).ranks, from_predictions(mine, edges))
     settings = {k: v for k, v in as_plain(c).items() if k != "parallel"}  # no result depends on it
     trained = {stage: code for name in predictions for stage, code in work.run.origin(trained_by(name)).items()}
     result = result_file(

@@ -9,6 +9,7 @@ disk before the next one is looked at; answers of other settings are refused, no
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +25,7 @@ from r2rec_jax.evaluation.ranking import hit_ratio
 from r2rec_jax.evaluation.ranks import from_predictions, write_ranks
 from r2rec_jax.evaluation.tables import result_file
 from r2rec_jax.files import read_json, write_json
-from r2rec_jax.progress import bar
+from r2rec_jax.progress import bar, say
 from r2rec_jax.prompts.ranking import render_ranking
 from r2rec_jax.prompts.templates import TEMPLATE_VERSION
 from r2rec_jax.sampling.endpoint import Endpoint, Stopped
@@ -71,7 +72,7 @@ def exam_of_run(work: Workspace, config: EvaluateConfig) -> Exam:
     """The prompts that the run's own systems get, word for word."""
     from r2rec_jax.stages.evaluation import evaluation_queries, lists_name, negatives_of
     from r2rec_jax.stages.rendering import render_queries
-    from r2rec_jax.stages.run import HOSTED, stage_key
+    from r2rec_jax.stages.run import HOSTED, prompts_identity
     from r2rec_jax.stages.thinking import shown_thoughts
 
     queries = evaluation_queries(work, config)
@@ -81,7 +82,7 @@ def exam_of_run(work: Workspace, config: EvaluateConfig) -> Exam:
     prepared = work.prepared if config.negatives is None else work.prepared.with_negatives(negatives)
     asked = [replace(r.for_evaluation(work.prepared), opened_think=False) for r in rendered]
     return Exam(prepared, config, work.config.prompts, asked, work.run.folder(HOSTED), lists_name(work, config),
-                [stage_key(work.config, "thoughts"), negatives], work.config.train_seed, True)
+                prompts_identity(work.config, negatives), work.config.train_seed, True)
 
 
 def exam_of_prepared(folder: Path, prompts: PromptConfig, config: EvaluateConfig, out: Path) -> Exam:
@@ -147,11 +148,9 @@ def evaluate_endpoint(exam: Exam, server: EndpointConfig, system: str) -> dict[s
         Stopped: the budget is spent or the server answers nobody; all answers so far are kept.
     """
     name = f"{exam.lists}-{file_name(system)}"
-    earlier = exam.folder.with_name("evaluate") / f"requests-{name}.jsonl"
-    if exam.of_run and earlier.exists():
-        raise ValueError(f"answers of hosted models must lie in {exam.folder}; an earlier version left some that were "
-                         f"paid for in {earlier.parent}; move predictions-{name}.jsonl and requests-{name}.jsonl")
     with locked_folder(exam.folder) as folder:
+        if exam.of_run:
+            _take_over(folder, name)
         older = [] if exam.of_run else _older_rows(folder / "result.json", system, exam)
         endpoint = Endpoint(server, folder / f"requests-{name}.jsonl", setting=SETTING)
         predictions = _ask_all(exam, endpoint, system, folder / f"predictions-{name}.jsonl")
@@ -162,12 +161,25 @@ def evaluate_endpoint(exam: Exam, server: EndpointConfig, system: str) -> dict[s
         row |= {"split_seed": data.split_seed, "candidates": data.candidates, **asdict(endpoint.spending)}
         settings = {"evaluate": as_plain(exam.config), "prompts": as_plain(exam.prompts), "server": as_plain(server)}
         result = result_file(f"{server.model} on {data.label}", [*older, row], fingerprint(settings), settings=settings,
-                             prompts_sha256=fingerprint([query.prompt for query in exam.queries]))
+                             prompts_sha256=fingerprint([query.prompt for query in exam.queries]),
+                             identity=fingerprint(list(exam.identity)))
         ranks = f"ranks-{exam.config.split}-{exam.prepared.negatives}"
         write_ranks(folder / f"{ranks}{'-' + file_name(system) if exam.of_run else ''}.jsonl",
                     from_predictions(predictions, edges))
         write_json(folder / (f"results-{name}.json" if exam.of_run else "result.json"), result)
     return result
+
+
+def _take_over(folder: Path, name: str) -> None:
+    """Move what an earlier version kept of a hosted model in the run's ``evaluate`` folder, where it was not safe."""
+    earlier = folder.with_name("evaluate")
+    if (earlier / f"requests-{name}.jsonl").exists() and not (folder / f"requests-{name}.jsonl").exists():
+        for kind in ("predictions", "results", "requests"):
+            for path in earlier.glob(f"{glob.escape(f'{kind}-{name}')}.json*"):
+                path.rename(folder / path.name)
+        for path in earlier.glob(f"ranks-*-{glob.escape(name.partition('-')[2])}.jsonl"):
+            path.unlink()  # written anew from the answers
+        say(f"{earlier}: answers of {name} were moved to {folder}")
 
 
 def _older_rows(path: Path, system: str, exam: Exam) -> list[Mapping[str, Any]]:

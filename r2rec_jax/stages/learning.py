@@ -62,6 +62,7 @@ def pretrain_stage(work: Workspace) -> dict[str, Any]:
     _replace(folder / "backbone", lambda out: save_merged(backbone, None, out, tokenizer.save))
     parameters = sum(int(np.prod(x.shape)) for x in _leaves(backbone.base))
     texts = [text for phase in corpus.phases for text in phase]
+    texts = [text if text.in_parts else text.end(c.pretrain.max_tokens) for text in texts]
     return {"parameters": parameters, "texts": len(texts), "tokens": sum(len(text.ids) for text in texts),
             "choices_left_out": corpus.left_out, "texts_cut": corpus.cut,
             "trained_tokens": sum(sum(text.trained) for text in texts), "steps": trained.steps,

@@ -56,13 +56,13 @@ def run_stages(config: TrainConfig, stages: Sequence[str], *, overwrite: bool = 
     start(config.parallel)
     counted = programs()
     before = counted.compiled, counted.read
-    run = RunFolder(Path(config.run_dir).expanduser(), config)
+    run, now = RunFolder(Path(config.run_dir).expanduser(), config), provenance()
     with company(), ExitStack() as held:
         if not is_first():
             mute()
 
         def open_folder() -> None:
-            held.enter_context(RunFolder.open(config, provenance=provenance(), overwrite=overwrite))
+            held.enter_context(RunFolder.open(config, provenance=now, overwrite=overwrite))
             write_text(run.path / "config.yaml", yaml.safe_dump(as_plain(config), sort_keys=False))
             say(f"run folder {run.path}" + (f"\n{config.note}" if config.note else ""))
             reuse_stages(run, stages, reuse)
@@ -73,7 +73,7 @@ def run_stages(config: TrainConfig, stages: Sequence[str], *, overwrite: bool = 
         if any(stage in TOGETHER for stage in stages):
             say_layout(work)
         for stage in stages:
-            _run_stage(work, stage, functions[stage])
+            _run_stage(work, stage, functions[stage], {name: now[name] for name in CODE})
 
         from r2rec_jax.stages.finish import finish
 
@@ -92,7 +92,8 @@ def say_layout(work: Workspace) -> None:
             f"devices of {jax.process_count()} processes")
 
 
-def _run_stage(work: Workspace, stage: str, function: Callable[[Workspace], dict[str, Any]]) -> None:
+def _run_stage(work: Workspace, stage: str, function: Callable[[Workspace], dict[str, Any]], code: dict[str, Any]
+               ) -> None:
     if not on_first(lambda: _begin(work.run, stage)):
         return
     started = time.monotonic()
@@ -100,16 +101,8 @@ def _run_stage(work: Workspace, stage: str, function: Callable[[Workspace], dict
         result = function(work)
     else:
         result = on_first(lambda: function(Workspace(work.run, alone=True) if several() else work))
-    on_first(lambda: work.run.mark_done(stage, time.monotonic() - started, result, **_code()))
+    on_first(lambda: work.run.mark_done(stage, time.monotonic() - started, result, **code))
     say(f"{stage}: done in {format_duration(time.monotonic() - started)}")
-
-
-def _code() -> dict[str, Any]:
-    """Which version of this project is running, and on what."""
-    from r2rec_jax.evaluation.tables import provenance
-
-    now = provenance()
-    return {name: now[name] for name in CODE}
 
 
 def _begin(run: RunFolder, stage: str) -> bool:

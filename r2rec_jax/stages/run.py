@@ -16,7 +16,7 @@ are still those of the settings are kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +78,9 @@ HOSTED = "hosted"
 CODE = ("commit", "dirty", "hardware")
 """What is kept of the version that finished a stage."""
 
-ANSWERS = "predictions-*.jsonl"
-"""Files of the ``evaluate`` stage whose every line names what it is the answer of: none is taken for another's."""
+ANSWERS = ("predictions-*.jsonl", "requests-*.jsonl")
+"""Files of the ``evaluate`` stage whose every line names what it is the answer of: none is taken for another's. Earlier
+versions left hosted models' answers and journals there."""
 
 
 def read_settings(plain: dict[str, Any], stage: str, texts: str = TEMPLATE_VERSION) -> dict[str, Any]:
@@ -108,6 +109,11 @@ def read_settings(plain: dict[str, Any], stage: str, texts: str = TEMPLATE_VERSI
     return flat
 
 
+def prompts_identity(config: TrainConfig, negatives: str) -> list[str]:
+    """What decides the prompts of an evaluation, beside the split and how many are asked."""
+    return [stage_key(config, "thoughts"), negatives]
+
+
 def stage_key(config: TrainConfig, stage: str) -> str:
     """Fingerprint of everything that decides a stage's outcome."""
     below = [stage_key(config, name) for name in builds_on(config, stage)]
@@ -120,6 +126,7 @@ class RunFolder:
 
     path: Path
     config: TrainConfig
+    texts: str = TEMPLATE_VERSION
 
     @classmethod
     @contextmanager
@@ -144,12 +151,26 @@ class RunFolder:
             yield run
 
     @classmethod
-    def existing(cls, folder: str | Path) -> RunFolder:
-        """Open a folder that a run has made, with the configuration kept in it."""
+    def existing(cls, folder: str | Path, *, any_texts: bool = False) -> RunFolder:
+        """Open a folder that a run has made, with the configuration kept in it.
+
+        Args:
+            folder: of the run.
+            any_texts: also one whose prompts have other words than those of this version, which no prompt is to be
+                written for.
+
+        Raises:
+            ValueError: it is no run folder, or its model has learned prompts that this version does not write.
+        """
         path = Path(folder).expanduser()
         if not (path / "run.json").exists():
             raise ValueError(f"{path} is not a run folder (no run.json); give the --run_dir of a finished training run")
-        return cls(path, config_from_plain(_read_json(path / "run.json")["config"]))
+        record = _read_json(path / "run.json")
+        texts = record.get("texts", FIRST_TEXTS)
+        if texts != TEMPLATE_VERSION and not any_texts:
+            raise ValueError(f"{path} must have prompts in the words of version {TEMPLATE_VERSION} of the texts; it "
+                             f"has those of version {texts}; use commit {record.get('commit')}, or train anew")
+        return cls(path, config_from_plain(record["config"]), texts)
 
     def _refuse_or_clear(self, record: dict[str, Any], overwrite: bool) -> None:
         plain, old_plain, old_texts = as_plain(self.config), record["config"], record.get("texts", FIRST_TEXTS)
@@ -176,18 +197,20 @@ class RunFolder:
         """Where a stage keeps its output."""
         return self.path / stage
 
-    def clear(self, stage: str, but: str | None = None) -> None:
-        """Forget a stage and delete its output, all ``but`` the files that a pattern names."""
+    def clear(self, stage: str, but: Sequence[str] = ()) -> None:
+        """Forget a stage and delete its output, all ``but`` the files that these patterns name."""
         done = self._stages()
         done.pop(stage, None)
         write_json(self.path / "stages.json", done)
         folder = self.folder(stage)
-        if but is None:
+        if not but:
             delete_folder(folder)
             return
         for path in folder.iterdir() if folder.is_dir() else ():
-            if not path.match(but):
-                path.unlink() if not path.is_dir() else delete_folder(path)
+            if path.is_dir():
+                delete_folder(path)
+            elif not any(map(path.match, but)):
+                path.unlink()
 
     def claim(self, stage: str) -> None:
         """Start or go on with a stage: output that lies there from other settings or inputs is deleted first, but for
@@ -196,7 +219,7 @@ class RunFolder:
         claims = _read_json(path) if path.exists() else {}
         key = stage_key(self.config, stage)
         if claims.get(stage) != key:
-            self.clear(stage, but=ANSWERS if stage == "evaluate" else None)
+            self.clear(stage, but=ANSWERS if stage == "evaluate" else ())
             claims[stage] = key
             write_json(path, claims)
 

@@ -83,6 +83,10 @@ class Text:
         """Whether it says as much in parts: all of it is trained, but for a begin token."""
         return all(self.trained[1:])
 
+    def end(self, length: int) -> Text:
+        """Its last ``length`` tokens, or all of it."""
+        return Text(self.ids[-length:], self.trained[-length:])
+
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.trained):
             raise ValueError(f"trained must have an entry a token; got {len(self.trained)} for {len(self.ids)} tokens")
@@ -99,8 +103,11 @@ def pack_texts(texts: Sequence[Text], length: int, seed: int) -> list[list[Text]
     parts = []
     for index in rng.permutation(len(texts)):
         text = texts[index]
-        starts = range(0, len(text.ids), length) if text.in_parts else [max(0, len(text.ids) - length)]
-        parts += [Text(text.ids[start:start + length], text.trained[start:start + length]) for start in starts]
+        if text.in_parts:
+            parts += [Text(text.ids[start:start + length], text.trained[start:start + length])
+                      for start in range(0, len(text.ids), length)]
+        else:
+            parts.append(text.end(length))
     rows = []
     for start in range(0, len(parts), PACKED_TOGETHER):
         some = parts[start:start + PACKED_TOGETHER]

@@ -117,7 +117,8 @@ def test_evaluate_entry(finished, tmp_path, capsys):
 
 
 def test_a_look_stands_beside_the_runs_own_figures(finished):
-    """Another temperature or fewer users are files of their own, and no comparison sees them."""
+    """Another temperature or fewer users are files of their own, and no comparison sees them; what the run has
+    answered already is not asked again."""
     from r2rec_jax.evaluate import main as evaluate
 
     folder, argv = finished / "evaluate", ["--run", str(finished), "--checkpoint", "sft"]
@@ -128,8 +129,11 @@ def test_a_look_stands_beside_the_runs_own_figures(finished):
     now = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {name: now[name] for name in own} == own
     assert now.keys() - own.keys() == {
-        "predictions-test-temperature-0.9-sft.jsonl", "ranks-temperature-0.9-test-uniform-sft.jsonl",
-        "results-test-temperature-0.9-users-1-sft.json", "results-test-users-1-sft.json"}
+        "predictions-test-temperature-0.9-users-1-sft.jsonl", "ranks-temperature-0.9-users-1-test-uniform-sft.jsonl",
+        "results-test-temperature-0.9-users-1-sft.json", "predictions-test-users-1-sft.jsonl",
+        "ranks-users-1-test-uniform-sft.jsonl", "results-test-users-1-sft.json"}
+    (line,) = now["predictions-test-users-1-sft.jsonl"].splitlines()
+    assert line in own["predictions-test-sft.jsonl"].splitlines()
 
 
 def test_answers_of_another_adapter_are_given_anew(finished, data, tmp_path):
@@ -150,6 +154,14 @@ def test_answers_of_another_adapter_are_given_anew(finished, data, tmp_path):
     assert not set(before.splitlines()) & set(file.read_text().splitlines())
 
 
+def test_results_name_the_code_that_trained(finished):
+    stages = json.loads((finished / "stages.json").read_text())
+    assert all({"commit", "dirty", "hardware"} <= entry.keys() for entry in stages.values())
+    trained = json.loads((finished / "evaluate/results-test.json").read_text())["trained"]
+    assert trained.keys() == {"prepare", "thoughts", "pretrain", "sft", "grpo"}
+    assert trained["sft"]["commit"] == stages["sft"]["commit"]
+
+
 def test_evaluate_entry_with_other_negatives(finished, tmp_path, capsys):
     from r2rec_jax.evaluate import main as evaluate
 
@@ -162,7 +174,7 @@ def test_evaluate_entry_with_other_negatives(finished, tmp_path, capsys):
         ("uniform", "last-positive"), ("popularity", "last-positive")]
     assert (finished / "evaluate" / "results-test-popularity-users-2-sft.json").exists()
     lines = [{p["query_id"]: p for p in map(json.loads, (finished / "evaluate" / name).read_text().splitlines())}
-             for name in ("predictions-test-sft.jsonl", "predictions-test-popularity-sft.jsonl")]
+             for name in ("predictions-test-sft.jsonl", "predictions-test-popularity-users-2-sft.jsonl")]
     for query_id, answer in lines[1].items():
         assert answer["target"] == lines[0][query_id]["target"]
         assert set(answer["candidates"]) != set(lines[0][query_id]["candidates"])

@@ -95,6 +95,13 @@ def check_damage(results: Path, argv: list[str], capfd: pytest.CaptureFixture[st
     results.write_text(json.dumps(other))
     assert experiments([*argv, "--only", "main"]) == 2
     assert "asked for; it has temperature 0.25 instead of" in (said := capfd.readouterr().err) and "done.json" in said
+    results.write_bytes(whole)
+    ranks = results.with_name("ranks-test-uniform-sft.jsonl")
+    lines = ranks.read_text()
+    ranks.write_text(lines.partition("\n")[0] + "\n")
+    assert experiments([*argv, "--only", "main"]) == 2
+    assert "must rank the 8 queries that main with seed 0 was asked; it has 1" in capfd.readouterr().err
+    ranks.write_text(lines)
     results.unlink()
     assert experiments([*argv, "--only", "main"]) == 2
     assert "must be there, main with seed 0 has left it" in capfd.readouterr().err

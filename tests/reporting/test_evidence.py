@@ -53,7 +53,9 @@ def found() -> dict[str, Any]:
                          "hr@3": 0.5, "ndcg@3": 0.45, "first@1": 0.4, **broken,
                          "tests": [] if chains == "own" else [test | {"minus": "sft+grpo"}]}
                         for chains in ("own", "swapped")],
-        "runs": [{"commit": "abcdef0123456789", "dirty": True}],
+        "runs": [{"commit": "abcdef0123456789", "dirty": True, "trained": {
+            "sft": {"commit": "0123456789abcdef", "dirty": False},
+            "grpo": {"commit": "abcdef0123456789", "dirty": True}}}],
     }
 
 
@@ -62,7 +64,8 @@ def test_the_report_holds_what_the_file_holds(found: dict[str, Any]) -> None:
     for part in ("## A title", "Some prose.", "done: 0; failed: 1; no memory", "`grpo.lr: 0.1`", "0.200 ± 0.141",
                  "**0.460 ± 0.085**", "+0.260 [+0.200, +0.300]", "yes, better", "2.30 times the HitRatio@1 of base",
                  "](results/r.png)", "](results/h.png)", "another user's", "### Reading\n\nRead **this**.",
-                 "runs of commit abcdef012345 with changes on a GPU", "seeds 0, 1 together"):
+                 "runs of commit abcdef012345 with changes (stages trained by 0123456789ab) on a GPU",
+                 "seeds 0, 1 together"):
         assert part in text, part
     search = text.split("### Searches, judged on validation queries")[1]
     assert "| search | sft | **0.700**" in search and "last-positive-but-one" in search

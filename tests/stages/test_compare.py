@@ -7,12 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r2rec_jax.config import DataConfig, EndpointConfig, EvaluateConfig, PromptConfig, SftConfig, TrainConfig, as_plain
+from r2rec_jax.config import (
+    DataConfig,
+    EndpointConfig,
+    EvaluateConfig,
+    PromptConfig,
+    SftConfig,
+    TrainConfig,
+    as_plain,
+    fingerprint,
+)
 from r2rec_jax.evaluate import main as evaluate
 from r2rec_jax.evaluation.ranks import RankRecord, write_ranks
 from r2rec_jax.evaluation.summary import summarize_ranks
 from r2rec_jax.files import write_json
 from r2rec_jax.stages.compare import compare_folders, find_runs
+from r2rec_jax.stages.run import RunFolder, prompts_identity
 
 
 def records(system: str, seed: int, skill: float, users: int = 40, full: bool = False, lists: str = "uniform"
@@ -88,18 +98,29 @@ def test_runs_that_were_asked_otherwise_are_other_systems(tmp_path):
     (report,) = compare_folders([str(tmp_path)])
     assert [(row["system"], row["seed"]) for row in report.rows] == [
         ("sft [a]", [0]), ("sft [b]", [1]), ("sft-likelihood", [0, 1])]
+    write_run(tmp_path / "a", {"sft-likelihood-prior": 0.5})
+    write_run(tmp_path / "b", {"sft-likelihood-prior": 0.5}, train_seed=1,
+              evaluate=EvaluateConfig(temperature=0, method="likelihood", likelihood="prior"))
+    (report,) = compare_folders([str(tmp_path)])
+    assert ("sft-likelihood-prior", [0, 1]) in [(row["system"], row["seed"]) for row in report.rows]
 
 
-def test_hosted_models_of_a_run_are_told_apart_by_how_they_were_asked(tmp_path):
+def test_hosted_models_of_a_run_are_told_apart_by_how_they_were_asked(tmp_path, capsys):
+    """And left out where the run has been trained anew since, on other prompts."""
     for seed, temperature in enumerate((0.6, 0.6, 0.0)):
         folder = write_run(tmp_path / f"run-{seed}", {"sft": 0.5}, train_seed=seed)
         write_ranks(folder / "hosted" / "ranks-test-uniform-gpt.jsonl", records("gpt", 0, 0.4))
         asked = as_plain(EvaluateConfig(temperature=temperature))
-        write_json(folder / "hosted" / "results-test-gpt.json", {"settings": {
+        identity = fingerprint(prompts_identity(RunFolder.existing(folder).config, "uniform"))
+        write_json(folder / "hosted" / "results-test-gpt.json", {"identity": identity, "settings": {
             "evaluate": asked, "server": as_plain(EndpointConfig(model="gpt", concurrency=seed + 1))}})
     (report,) = compare_folders([str(tmp_path)])
     assert [(row["system"], row["seed"]) for row in report.rows] == [
         ("sft", [0, 1, 2]), ("gpt [run-0]", [0, 1]), ("gpt [run-2]", [2])]
+    write_run(tmp_path / "run-2", {"sft": 0.5}, train_seed=3)
+    (report,) = compare_folders([str(tmp_path)])
+    assert [row["system"] for row in report.rows] == ["sft", "gpt"]
+    assert "gpt.jsonl is left out" in capsys.readouterr().err
 
 
 def test_baselines_of_other_settings_are_told_apart(tmp_path):

@@ -132,9 +132,13 @@ def test_a_hosted_model_gets_the_prompts_of_the_run(run, tmp_path, capsys):
     assert len(answered) >= row["valid_rate"] * 8
     assert len((run / "hosted/ranks-test-uniform-gpt-4o-mini.jsonl").read_text().splitlines()) == 8
     assert_without_key(run / "hosted", capsys.readouterr().err)
-    (run / "evaluate").mkdir()
-    (run / "evaluate" / "requests-test-gpt-4o-mini.jsonl").write_text("")
-    assert evaluate(first) == 2 and "move predictions-test-gpt-4o-mini.jsonl and requests-" in only_line(capsys)
+    asked = server.asked.total()
+    (run / "hosted").rename(run / "evaluate")  # as an earlier version left them
+    with serve(mostly_good) as server:
+        again = [*hosted(server.url), "--run", str(run), "--system=gpt-4o-mini", "--users=8", "--json", str(out)]
+        assert evaluate(again) == 0 and server.asked.total() == 0
+    assert json.loads(out.read_text())["rows"][0]["requests"] == asked
+    assert [path.name for path in (run / "evaluate").iterdir() if "gpt" in path.name] == []
     shutil.rmtree(run / "evaluate")
 
 

@@ -89,7 +89,7 @@ def test_only_what_a_checkpoint_rests_on_is_trained() -> None:
     ({"name": "no-sft"}, "experiments must be distinct"),
     ({"name": "baselines"}, "not 'baselines'"),
     ({"set": {"data.negatives": "popularity"}},
-     r"experiment no-sft: data\.negatives \(or evaluate\.negatives\) must be 'popularity' as in main; got 'uniform'"),
+     r"experiment no-sft: data\.negatives must be 'popularity' as in main; got 'uniform'"),
     ({"sets": {}}, "an experiment has name, .*; got sets"),
 ])
 def test_a_wrong_list_is_refused_before_anything_runs(tmp_path: Path, change: dict, reason: str) -> None:

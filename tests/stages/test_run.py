@@ -69,10 +69,13 @@ def test_evaluation_settings_may_change(tmp_path):
 def test_other_texts_are_refused_as_other_settings_are(tmp_path, monkeypatch):
     c = config(tmp_path)
     finish(open_run(c), "prepare", "thoughts")
-    key = stage_key(c, "sft")
+    keys = {stage: stage_key(c, stage) for stage in STAGES}
     monkeypatch.setattr(run_module, "TEMPLATE_VERSION", "2")
     monkeypatch.setattr(read_settings, "__defaults__", ("2",))
-    assert stage_key(c, "sft") != key and stage_key(c, "prepare") == stage_key(c, "prepare")
+    assert [stage for stage in STAGES if stage_key(c, stage) == keys[stage]] == ["prepare"]
+    with pytest.raises(ValueError, match=r"it has those of version 1; use commit x, or train anew"):
+        RunFolder.existing(c.run_dir)
+    assert RunFolder.existing(c.run_dir, any_texts=True).texts == "1"
     with pytest.raises(ValueError, match=r"version of the texts \(was None, now '2'\)"):
         open_run(c)
     run = open_run(c, overwrite=True)

@@ -110,6 +110,9 @@ def _finished(trial: Trial) -> list[Finished]:
         _check_left(trial, exam)
         result, wanted = read_json(exam["results"], _SAME), set(exam["queries"])
         records = tuple(record for record in read_ranks(exam["ranks"]) if record.query_id in wanted)
+        if len(records) < len(wanted):
+            raise ValueError(f"{exam['ranks']} must rank the {len(wanted)} queries that {trial.name} with seed "
+                             f"{trial.seed} was asked; it has {len(records)}; {_again(trial)}")
         first = None
         if exam["method"] == "generate":
             first = _named_first(exam["predictions"], trial.config.prompts.answer.form, wanted)
@@ -123,10 +126,10 @@ def _check_left(trial: Trial, exam: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one is missing, or is of another evaluation that was made since (says what differs).
     """
-    again = f"delete {trial.folder / 'done.json'} and start the list again"
     missing = [exam[name] for name in ("results", "ranks", "predictions") if not Path(exam[name]).exists()]
     if missing:
-        raise ValueError(f"{missing[0]} must be there, {trial.name} with seed {trial.seed} has left it; {again}")
+        raise ValueError(f"{missing[0]} must be there, {trial.name} with seed {trial.seed} has left it; "
+                         f"{_again(trial)}")
     result, own = read_json(exam["results"], _SAME), trial.config.evaluate
     wanted = replace(own, split=trial.order["split"], method=exam["method"], chains=exam["chains"])
     settings = wanted.answer_settings(own.negatives or trial.config.data.negatives) | {"users": len(exam["queries"])}
@@ -135,7 +138,11 @@ def _check_left(trial: Trial, exam: Mapping[str, Any]) -> None:
              if given.get(name) != value]
     if other:
         raise ValueError(f"{exam['results']} must be what {trial.name} with seed {trial.seed} asked for; it has "
-                         f"{', '.join(other)}; {again}")
+                         f"{', '.join(other)}; {_again(trial)}")
+
+
+def _again(trial: Trial) -> str:
+    return f"delete {trial.folder / 'done.json'} and start the list again"
 
 
 def _named_first(predictions: str, form: AnswerForm, wanted: set[str]) -> dict[str, bool]:

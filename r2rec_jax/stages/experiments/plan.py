@@ -21,9 +21,13 @@ from r2rec_jax.config import STAGES, DataConfig, TrainConfig, as_plain, fingerpr
 from r2rec_jax.config.data import WITHOUT_EFFECT as DATA_PLACES
 from r2rec_jax.config.experiments import BASELINES, Experiment, ExperimentList
 from r2rec_jax.files import read_json
+from r2rec_jax.prompts.templates import TEMPLATE_VERSION
 from r2rec_jax.stages.baselines import BaselineConfig
 from r2rec_jax.stages.cli import BadInput, add_train_config, from_plain, make_parser, one_line, parse_train_config
-from r2rec_jax.stages.run import builds_on, config_from_plain
+from r2rec_jax.stages.run import FIRST_TEXTS, builds_on, config_from_plain
+
+COUNTS = ("eval_users", "validation_users", "sft_queries", "rl_queries")
+"""Settings of the data that say how many are asked, and not what."""
 
 _PRODUCED_BY = {"base": "pretrain", "sft": "sft", "grpo": "grpo"}
 
@@ -169,7 +173,8 @@ def trials_of(asked: ExperimentList, seeds: Sequence[int] | None = None) -> list
             order = {
                 "kind": "trial", "config": as_plain(config), "stages": list(needed_stages(config, checkpoints)),
                 "reuse": [str(root_of(asked) / name / f"seed-{seed}" / "run") for name in experiment.reuse],
-                "split": experiment.split, "exams": [vars(exam) for exam in exams]}
+                "split": experiment.split, "exams": [vars(exam) for exam in exams],
+                **({"texts": TEMPLATE_VERSION} if TEMPLATE_VERSION != FIRST_TEXTS else {})}
             trials.append(Trial(experiment.name, seed, folder, order, experiment, config, tuple(exams)))
     _check_same_candidates(trials)
     return trials
@@ -183,7 +188,7 @@ def _check_same_candidates(trials: Sequence[Trial]) -> None:
     """
     first: dict[int, Trial] = {}
     for trial in trials:
-        if trial.experiment.headline:
+        if trial.experiment.headline and trial.experiment.split == "test":
             other = first.setdefault(trial.seed, trial)
             mine, theirs = _candidates_of(trial.config), _candidates_of(other.config)
             for name in mine:
@@ -195,9 +200,9 @@ def _check_same_candidates(trials: Sequence[Trial]) -> None:
 
 def _candidates_of(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide which candidates a user's target stands among."""
-    names = ("name", "category", "split", "split_seed", "candidates", "positive_above", "k_core")
-    return {f"data.{name}": getattr(config.data, name) for name in names} | {
-        "data.negatives (or evaluate.negatives)": config.evaluate.negatives or config.data.negatives}
+    data = as_plain(config.data)
+    return {f"data.{name}": value for name, value in data.items() if name not in (*DATA_PLACES, *COUNTS)} | {
+        "data.negatives": config.evaluate.negatives or data["negatives"]}
 
 
 def _seeds(asked: ExperimentList, experiment: Experiment, seeds: Sequence[int] | None) -> Sequence[int]:
