@@ -150,7 +150,8 @@ class RewardConfig:
 
     Attributes:
         step_weight: weight of the reasoning-step reward (*paper*: 1).
-        rank_weight: weight of the ranking reward (*paper*: 2).
+        rank_weight: weight of the ranking reward (*paper*: 2). An answer that cannot be read, or lacks the true item,
+            has R_rank 0; its R_step stays (Eq. 5 adds them).
         rank_form: ``log`` 1/log2(rank+1), ``reciprocal`` 1/rank, ``linear`` 1-(rank-1)/N (*reconstructed*: log).
         rank_places: what a rank counts: the ``candidates`` before the true item, as evaluation does, or all that
             is ``written`` before it, repeats and what is no candidate too. With the former an answer may open

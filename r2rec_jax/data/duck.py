@@ -63,6 +63,9 @@ def connect(config: DataConfig) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB connection that keeps to the memory, threads and folder of the configuration, and off the network.
 
     Everything it writes is deleted at the end.
+
+    Raises:
+        ValueError: ``data.temp_dir`` is no folder, or the block takes more memory or room than there is.
     """
     if config.temp_dir is not None and not Path(config.temp_dir).expanduser().is_dir():
         raise ValueError(f"data.temp_dir must be a folder; got {config.temp_dir!r}; make it, or set it to null")
@@ -79,6 +82,9 @@ def connect(config: DataConfig) -> Iterator[duckdb.DuckDBPyConnection]:
         try:
             connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
             yield connection
+        except duckdb.Error as error:
+            raise ValueError("data.temp_dir must have room, and data.memory_gb be enough, for the data at hand; DuckDB "
+                             f"says {' '.join(str(error).split())[:300]}; set them") from None
         finally:
             connection.close()
 

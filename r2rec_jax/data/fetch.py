@@ -53,6 +53,24 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def changed_sources(config: DataConfig, recorded: Mapping[str, str]) -> list[str]:
+    """Which files at ``data.path`` are not the ones that were read before.
+
+    Args:
+        config: ``data``.
+        recorded: name -> sha256 of what was read.
+
+    Returns:
+        Names of those that are missing there or have other contents; none where ``data.path`` is null or is not there
+        any more, since what was prepared from it needs it no longer.
+    """
+    if config.path is None or not (given := Path(config.path).expanduser()).exists():
+        return []
+    folder = given if given.is_dir() else given.parent
+    return sorted(name for name, sha256 in recorded.items()
+                  if not (folder / name).is_file() or sha256_of(folder / name) != sha256)
+
+
 def locate(config: DataConfig) -> Path:
     """The folder with the files of ``config.name``, downloaded when need be.
 

@@ -1,8 +1,8 @@
 """Tables as files: CSV, JSON Lines and Parquet, plain or compressed, opened strictly by DuckDB.
 
-Nothing is guessed: the header (or the schema) must have the columns that are asked for, text is UTF-8, every row has
-every column, and every complaint is one line with the file and the row. The kind follows from the file's name. An empty
-field is a missing value.
+Nothing is guessed: the header, the schema, or the first rows of JSON Lines, which may leave out what is null, must have
+the columns that are asked for, text is UTF-8, and every complaint is one line with the file and the row. The kind
+follows from the file's name. An empty field is a missing value.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ KINDS: dict[str, Kind] = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl":
                           ".json": "jsonl", ".parquet": "parquet"}
 _COMPRESSED = (".gz", ".zst")
 _DELIMITERS = (",", "\t", ";", "|")
+ROWS_FOR_KEYS = 1000
+"""Rows of JSON Lines that a column must be in one of to be found."""
 _LINE = re.compile(r"\bline:? (\d+)", re.IGNORECASE)
 
 
@@ -137,7 +139,7 @@ def open_table(connection: duckdb.DuckDBPyConnection, path: Path, required: Sequ
             found = dict(zip(schema.columns, map(str, schema.types), strict=True))
             types = {column: found[column] for column in (*required, *optional) if column in found}
         elif kind == "jsonl":
-            found = dict.fromkeys(_first_object(path), "VARCHAR")
+            found = dict.fromkeys(_keys(path), "VARCHAR")
             types = dict.fromkeys((*required, *optional), "VARCHAR")
             scan = (f"read_json({source}, format = 'newline_delimited', hive_partitioning = false, "
                     f"columns = {_struct(types)})")
@@ -172,6 +174,8 @@ def reading(path: Path) -> Iterator[None]:
                          "it, or lower data.threads") from None
     except (duckdb.Error, UnicodeDecodeError, OSError, EOFError) as error:
         text = str(error)
+        if isinstance(error, duckdb.IOException) and re.search(r"\bwrit|no space", text, re.IGNORECASE):
+            raise  # not the file's fault: see ``duck.connect``
         found = _LINE.search(text)
         if found and "JSON" in text:
             line, problem = _bad_json(path, int(found[1]), _first_line(error))
@@ -214,16 +218,19 @@ def _suffixes(path: Path) -> list[str]:
     return [suffix for suffix in path.suffixes[-2:] if suffix.lower() in (*KINDS, *_COMPRESSED)]
 
 
-def _first_object(path: Path) -> list[str]:
-    """The keys of the first row of JSON Lines."""
+def _keys(path: Path) -> list[str]:
+    """The keys of the first rows of JSON Lines: a row may leave out what is null."""
+    found: dict[str, None] = {}
     with open_bytes(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(islice(file, ROWS_FOR_KEYS), 1):
             if line.strip():
                 problem = _json_problem(line)
                 if problem:
                     raise row_error(path, number, problem)
-                return list(json.loads(line))
-    raise ValueError(f"{path.name} must hold at least one row; got blank lines only; get the file again ({path})")
+                found |= dict.fromkeys(json.loads(line))
+    if not found:
+        raise ValueError(f"{path.name} must hold at least one row; got blank lines only; get the file again ({path})")
+    return list(found)
 
 
 def _json_problem(line: bytes) -> str | None:

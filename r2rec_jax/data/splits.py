@@ -71,7 +71,9 @@ def make_query(dataset: Dataset, config: DataConfig, split: Split, row: int, wei
     events = dataset.interactions
     user_idx, target = int(events.user_idx[row]), int(events.item_idx[row])
     candidates = _candidates(dataset, config, user_idx, target, config.negatives, weights)
-    query_id = f"{split}-{dataset.users.ids[user_idx].as_py()}-{dataset.items.ids[target].as_py()}"
+    user, item = str(dataset.users.ids[user_idx].as_py()), dataset.items.ids[target].as_py()
+    user = user.replace("%", "%25").replace("-", "%2D")  # user 1-1 and item 9 are not user 1 and item 1-9
+    query_id = f"{split}-{user}-{item}"
     return Query(query_id, split, user_idx, target, int(events.place[row]), candidates)
 
 
@@ -135,6 +137,10 @@ def _evaluation_rows(dataset: Dataset, config: DataConfig, rows: NDArray, wanted
         who = (f"with at least {config.min_positives} ratings above {config.positive_above:g}"
                if config.split == "last-positive" else
                f"whose first like behind the cut has {config.min_history} likes before it")
+        if not len(rows):
+            raise ValueError(f"{dataset.name} must have users {who}; none has; give more data, or lower "
+                             "data.min_positives, data.min_history or data.positive_above (of a table, "
+                             "data.table.positive_above)")
         raise ValueError(f"data.{field_name} must be <= {len(rows)}, the users of {dataset.name} {who}; got {wanted}; "
                          f"set data.{field_name} to {len(rows)} or less")
     users = dataset.interactions.user_idx[rows]

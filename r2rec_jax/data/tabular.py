@@ -137,7 +137,7 @@ def _items(connection: duckdb.DuckDBPyConnection, folder: Path, table: TableConf
         columns["title"] = f"nullif(trim({file.text(table.title)}), '')"
     if table.year is not None:
         text = f"nullif(trim({file.text(table.year)}), '')"
-        columns["year"] = f"TRY_CAST({text} AS INTEGER)"
+        columns["year"] = f"CASE WHEN TRY_CAST({text} AS INTEGER) > 0 THEN TRY_CAST({text} AS INTEGER) END"
         columns["bad_year"] = f"CASE WHEN {text} IS NOT NULL AND TRY_CAST({text} AS INTEGER) IS NULL THEN {ROW} END"
     if table.categories is not None:
         listed = file.texts(table.categories, table.separator)

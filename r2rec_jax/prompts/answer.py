@@ -30,7 +30,8 @@ _NUMBERED_LINE = re.compile(r"^[\W_]*[0-9]{1,3}\s*[.):\]]")
 _LIST_MARK = re.compile(r"^(?:[-*•]|[(\[]?[0-9]{1,3}[.):\]])\s+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _LAST_PARENTHESIS = re.compile(r"\([^()]*\)(?: \[[0-9]+\])?$")
-_TAG = re.compile(r"</?(?:think|answer)>")
+TAG = re.compile(r"</?(?:think|answer)>")
+"""What a statement may not hold."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def render_completion(statements: Sequence[str], answer: str, *, opened_think: b
         ValueError: a statement is blank, has a line break or holds a tag.
     """
     for statement in statements:
-        if not statement.strip() or len(statement.splitlines()) != 1 or _TAG.search(statement):
+        if not statement.strip() or len(statement.splitlines()) != 1 or TAG.search(statement):
             raise ValueError(f"a statement must be one non-empty line without tags; got {statement!r}")
     if not statements:
         return f"{END_THINK}\n{answer}" if opened_think else answer
@@ -158,7 +159,7 @@ def read_statements(reasoning: str, titles: Sequence[str] = ()) -> tuple[str, ..
     pattern = _titles_pattern(titles)
     seen: dict[str, None] = {}
     for line in re.split(r"[\r\n]+", reasoning):
-        line = " ".join(_TAG.sub(" ", line).split())
+        line = " ".join(TAG.sub(" ", line).split())
         if line in seen or _NUMBERED_LINE.match(line):
             continue
         without = pattern.sub(" ", line) if pattern else line

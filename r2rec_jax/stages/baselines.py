@@ -28,6 +28,7 @@ from r2rec_jax.baselines.loop import Trained, Validate, train
 from r2rec_jax.baselines.model import Params, Recommender
 from r2rec_jax.baselines.storage import PARAMS_FILE, save_model
 from r2rec_jax.config import AnswerConfig, DataConfig, GraphConfig, PromptConfig, TrainConfig, as_plain, fingerprint
+from r2rec_jax.data.fetch import changed_sources
 from r2rec_jax.data.queries import Query
 from r2rec_jax.data.splits import item_edges
 from r2rec_jax.evaluation.ranking import mrr, rank_from_scores
@@ -78,7 +79,9 @@ class BaselineConfig:
 
     def prepare_config(self, seed: int) -> TrainConfig:
         """The settings that the data of a seed are prepared with; no chains, and no more training queries than must."""
-        data = replace(self.data, split_seed=seed, validation_users=self.data.eval_users, sft_queries=1, rl_queries=1)
+        data = replace(self.data, split_seed=seed, sft_queries=1, rl_queries=1)
+        if data.split == "last-positive":  # global-time draws its validation users apart, and may have fewer
+            data = replace(data, validation_users=data.eval_users)
         prompts = PromptConfig(answer=AnswerConfig(top=min(20, data.candidates)))
         return TrainConfig(data=data, graph=GraphConfig(chains=0), prompts=prompts, train_seed=seed)
 
@@ -111,7 +114,11 @@ def _prepare(config: BaselineConfig, seed: int) -> Prepared:
     folder.mkdir(parents=True, exist_ok=True)
     with RunFolder(folder, wanted).locked():
         if (folder / "prepared" / MANIFEST).is_file() and not config.overwrite:
-            return Prepared.load(folder / "prepared", config=wanted)
+            found = Prepared.load(folder / "prepared", config=wanted)
+            if changed := changed_sources(config.data, found.manifest["sources"]):
+                raise ValueError(f"{folder} must have been prepared from the files at hand; {', '.join(changed)} "
+                                 "differ; choose another --out, or --overwrite to run it anew")
+            return found
         return prepare(wanted, folder / "prepared")
 
 

@@ -173,7 +173,8 @@ def make_exam(work: Workspace, config: EvaluateConfig) -> Exam:
                     {"prompts": len(texts), "longest_prompt_tokens": longest}, lambda predictions: None)
     prepared, prompts, counts = work.prepared, work.config.prompts, {}
     if config.chains == "swapped":
-        prepared, counts["left_out_chains"] = with_swapped_chains(prepared, config.split, work.config.train_seed)
+        prepared, counts["left_out_chains"] = with_swapped_chains(
+            prepared.with_negatives(negatives_of(work, config)), config.split, work.config.train_seed)
     if config.chains == "none":
         prompts = replace(prompts, chains=False)
     rendered = render_queries(prepared, queries, prompts, work.tokenizer, shown_thoughts(work, queries, prepared))

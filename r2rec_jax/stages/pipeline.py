@@ -65,6 +65,8 @@ def run_stages(config: TrainConfig, stages: Sequence[str], *, overwrite: bool = 
             held.enter_context(RunFolder.open(config, provenance=now, overwrite=overwrite))
             write_text(run.path / "config.yaml", yaml.safe_dump(as_plain(config), sort_keys=False))
             say(f"run folder {run.path}" + (f"\n{config.note}" if config.note else ""))
+            if "prepare" in stages:
+                run.refuse_other_data(overwrite)
             reuse_stages(run, stages, reuse)
 
         on_first(open_folder)

@@ -79,9 +79,14 @@ def make_view(prepared: Prepared, query: Query, config: PromptConfig, thoughts: 
 
 
 def distinct_chains(prepared: Prepared, query: Query, config: PromptConfig) -> tuple[ChainView, ...]:
-    """The chains of a query as prompts show them, a chain that was drawn twice shown once."""
-    return tuple(dict.fromkeys(resolve_chain(prepared.dataset, chain, config)
-                               for chain in prepared.chains_of(query)))
+    """The chains of a query as prompts show them, a chain that was drawn twice shown once.
+
+    One that holds a candidate is not shown: of ``disliked`` negatives the user has rated some before, and since no
+    chain holds the target, it would give away that these are not it.
+    """
+    candidates = set(query.candidates)
+    return tuple(dict.fromkeys(resolve_chain(prepared.dataset, chain, config) for chain in prepared.chains_of(query)
+                               if not {chain.item0, chain.item1} & candidates))
 
 
 def render_query(prepared: Prepared, query: Query, config: PromptConfig, tokenizer: Tokenizer,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from r2rec_jax.config import STAGES
+from r2rec_jax.data.fetch import changed_sources
 from r2rec_jax.files import read_json
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.progress import say
@@ -56,6 +57,9 @@ def _take(run: RunFolder, stage: str, other: Path) -> bool:
     """Copy a stage if it is finished there under our key; whether it was."""
     entry = _finished(other).get(stage)
     if entry is None or entry["key"] != stage_key(run.config, stage) or not _same_below(run, stage, other):
+        return False
+    if stage == "prepare" and (changed := changed_sources(run.config.data, entry["result"].get("sources", {}))):
+        say(f"reuse: {other} was prepared from other data ({', '.join(changed)}), which is not taken")
         return False
     source = other / stage
     if not source.is_dir() and not (stage == "pretrain" and not run.config.trains_backbone):

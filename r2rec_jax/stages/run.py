@@ -25,6 +25,7 @@ from typing import Any
 from r2rec_jax.config import STAGES, TrainConfig, as_plain, fingerprint
 from r2rec_jax.config.data import WITHOUT_EFFECT as DATA_PLACES
 from r2rec_jax.config.endpoint import OPERATIONAL
+from r2rec_jax.data.fetch import changed_sources
 from r2rec_jax.files import beside, held, read_json, write_json
 from r2rec_jax.models.folders import delete_folder, sweep
 from r2rec_jax.prompts.templates import TEMPLATE_VERSION
@@ -191,6 +192,24 @@ class RunFolder:
             raise ValueError(f"run_dir {self.path} was made with other settings: {listed}; choose another --run_dir, "
                              f"or --overwrite to run {touched[0]} and what follows anew")
         for stage in STAGES[STAGES.index(touched[0]):]:
+            self.clear(stage)
+
+    def refuse_other_data(self, overwrite: bool) -> None:
+        """Make sure that the files at ``data.path`` are still those that the run was prepared from.
+
+        Args:
+            overwrite: begin anew with the files that are there, instead of refusing.
+
+        Raises:
+            ValueError: some are not (named).
+        """
+        if not self.is_done("prepare"):
+            return
+        changed = changed_sources(self.config.data, self.result("prepare").get("sources", {}))
+        if changed and not overwrite:
+            raise ValueError(f"data.path must hold the files that {self.path} was prepared from; {', '.join(changed)} "
+                             "changed; choose another --run_dir, or --overwrite to run all stages anew")
+        for stage in STAGES if changed else ():
             self.clear(stage)
 
     def folder(self, stage: str) -> Path:

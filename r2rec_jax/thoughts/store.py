@@ -18,6 +18,7 @@ from typing import Any
 from r2rec_jax.config import fingerprint
 from r2rec_jax.data.interactions import Item, User
 from r2rec_jax.files import Journal
+from r2rec_jax.prompts.answer import TAG
 from r2rec_jax.prompts.templates import TEMPLATE_VERSION
 from r2rec_jax.prompts.views import ChainView
 from r2rec_jax.thoughts.teacher import GivenUp, Rejected, Task, Teacher, Thought, Written
@@ -55,7 +56,9 @@ class ThoughtStore:
         self.rejected_path = path.with_name("rejected.jsonl")
         fix = "delete the file to write the thoughts again"
         self._journal = Journal(path, _stored, what="a stored thought", fix=fix)
-        self._thoughts: dict[str, Thought | None] = dict(self._journal.rows)
+        self._thoughts: dict[str, Thought | None] = {
+            key: thought for key, thought in self._journal.rows
+            if thought is None or not any(map(TAG.search, thought.statements))}  # those no completion can be made of
         self._rejected = Journal(self.rejected_path, _tried, what="a rejected attempt", fix=fix)
         self._tried: Counter[str] = Counter()
         for key, attempt in self._rejected.rows:

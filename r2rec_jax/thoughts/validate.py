@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from r2rec_jax.prompts.answer import MIN_WORDS
+from r2rec_jax.prompts.answer import MIN_WORDS, TAG
 from r2rec_jax.prompts.templates import RATING_WORDS
 from r2rec_jax.prompts.verbalize import neighbour_name, title_text
 from r2rec_jax.prompts.views import ChainView
@@ -57,6 +57,8 @@ def problems(thought: Thought, chain: ChainView) -> tuple[str, ...]:
     for number, statement in enumerate(thought.statements, start=1):
         if "\n" in statement or "\r" in statement or len(statement.split()) < MIN_WORDS:
             found.append(f"statement {number} is not one line of at least {MIN_WORDS} words: {statement!r}")
+        if TAG.search(statement):
+            found.append(f"statement {number} holds a tag of completions: {statement!r}")
     found += _hop_order(thought, chain)
     for number, statement in enumerate(thought.statements[:-1], start=1):
         reason = _leak(statement, chain)

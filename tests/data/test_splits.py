@@ -115,6 +115,21 @@ def test_too_few_users_queries_or_items_are_refused() -> None:
         draw_queries(dataset, config(candidates=55))
 
 
+def test_nobody_to_ask_is_said_as_such() -> None:
+    with pytest.raises(ValueError, match=r"toy must have users with at least 60 ratings above 3; none has; .*lower"):
+        draw_queries(draw_dataset(3), config(min_positives=60))
+
+
+def test_ids_with_hyphens_give_different_queries() -> None:
+    users, items = [User("1", ()), User("1-1", ())], [Item(f"{i}", "T", None, ()) for i in ("1-9", "9", *range(20, 60))]
+    rows = np.array([(0, 0), (1, 1)])
+    dataset = build_dataset(name="toy", domain="movies", users=users, items=items, user_rows=rows[:, 0],
+                            item_rows=rows[:, 1], rating=np.array([5, 5]), timestamp=np.array([1, 2]), split_seed=0)
+    weights = item_weights(dataset, np.ones(2, bool))
+    queries = [make_query(dataset, config(candidates=2), "test", row, weights) for row in (0, 1)]
+    assert [query.query_id for query in queries] == ["test-1-1-9", "test-1%2D1-9"]
+
+
 def test_fewer_evaluation_users_are_the_first_of_more() -> None:
     dataset = draw_dataset(4)
     more = draw_queries(dataset, config(eval_users=20)).by_split["test"]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r2rec_jax.config import DataConfig, TableConfig, TrainConfig, as_plain
-from r2rec_jax.data.fetch import locate
+from r2rec_jax.data.fetch import changed_sources, locate
 from r2rec_jax.data.interactions import Dataset
 from r2rec_jax.data.load import load_dataset
 from r2rec_jax.data.tabular import map_ratings
@@ -109,6 +109,34 @@ def test_json_lines_with_lists(tmp_path: Path) -> None:
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     dataset = load(tmp_path, TableConfig(interactions="plays.jsonl", items="items.jsonl", categories="tags"))
     assert [(i.title, i.genres) for i in dataset.items] == [("Zero", ("a", "b|c")), ("One", ()), ("2", ("x", "y"))]
+
+
+def test_json_lines_may_leave_out_what_is_null(tmp_path: Path) -> None:
+    plays = [{"user_id": "u", "item_id": n, "rating": 4, "timestamp": n} for n in range(3)]
+    items = [{"item_id": 0, "title": "Zero"}, {"item_id": 1, "title": "One", "year": 1999}, {"item_id": 2}]
+    for name, rows in (("plays.jsonl", plays), ("items.jsonl", items)):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    dataset = load(tmp_path, TableConfig(interactions="plays.jsonl", items="items.jsonl", year="year"))
+    assert [(i.title, i.year) for i in dataset.items] == [("Zero", None), ("One", 1999), ("2", None)]
+    with pytest.raises(ValueError, match="missing price among 'item_id', 'title', 'year'"):
+        load(tmp_path, TableConfig(interactions="plays.jsonl", items="items.jsonl", details=("price",)))
+
+
+def test_no_year_is_written_as_0_too(folder: Path) -> None:
+    (folder / "songs.csv").write_text(SONGS.replace(",1957,", ",0,").replace(",1999,", ",-1,"), encoding="utf-8")
+    assert [item.year for item in load(folder).items] == [None, None, None]
+
+
+def test_a_run_is_prepared_from_the_files_at_hand(folder: Path, tmp_path: Path) -> None:
+    dataset = load(folder)
+    config = DataConfig(name="table", table=TABLE, path=str(folder))
+    assert changed_sources(config, dataset.sources) == []
+    assert changed_sources(replace(config, path=str(folder / "plays.csv")), dataset.sources) == []
+    (folder / "plays.csv").write_text(PLAYS + "zoe,s1,3,2024-05-09\n", encoding="utf-8")
+    (folder / "songs.csv").unlink()
+    assert changed_sources(config, dataset.sources) == ["plays.csv", "songs.csv"]
+    for gone in (None, str(folder / "nowhere")):
+        assert changed_sources(replace(config, path=gone), dataset.sources) == [], "what is prepared needs it no longer"
 
 
 @given(raw=st.lists(st.floats(-100, 100), min_size=1), above=st.floats(-100, 100), width=st.floats(0, 50))

@@ -105,6 +105,21 @@ def test_a_run_can_be_compared(finished, tmp_path, capsys):
     assert all(row["by_popularity"][0]["edges"][0] >= 0 for row in rows)
 
 
+def test_other_data_are_refused_or_begun_anew(finished, data, tmp_path, capsys):
+    run, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(finished, run)
+    shutil.copytree(data, other)
+    (other / "u.user").write_text((other / "u.user").read_text().replace("|M|", "|F|"))
+    argv = arguments(other, run, "--stages=prepare,thoughts")
+    assert "data.path must hold the files that" in (said := refused(capsys, argv)) and "u.user changed" in said
+    assert train([*arguments(other, tmp_path / "new", "--stages=prepare"), "--reuse", str(run)]) == 0
+    assert "prepared from other data (u.user), which is not taken" in capsys.readouterr().err
+    assert train([*argv, "--overwrite"]) == 0
+    assert json.loads((run / "stages.json").read_text()).keys() == {"prepare", "thoughts"}
+    shutil.rmtree(other)
+    assert train(argv) == 0, "what is prepared needs its source no longer"
+
+
 def test_evaluate_entry(finished, tmp_path, capsys):
     from r2rec_jax.evaluate import main as evaluate
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,16 @@ def test_other_settings_are_refused_by_name_unless_overwritten(data: Path, tmp_p
     assert result["settings"]["neighbours"] == 7
     fewer = [*other, "--eval_users", "20"]
     assert "prepared with other settings: data.eval_users" in _refused(capsys, fewer)
+
+
+def test_other_data_under_the_same_settings_are_refused(data: Path, tmp_path: Path,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(_arguments(data, tmp_path, models="popularity")) == 0
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    (other / "u.user").write_text((other / "u.user").read_text().replace("|M|", "|F|"))
+    assert "files at hand; u.user differ" in _refused(capsys, _arguments(other, tmp_path, models="popularity"))
+    assert main([*_arguments(other, tmp_path, models="popularity"), "--overwrite"]) == 0
 
 
 def test_test_targets_and_later_events_do_not_change_what_is_learned(done: Path) -> None:

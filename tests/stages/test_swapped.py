@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2rec_jax.config import DataConfig, EvaluateConfig, GraphConfig, TrainConfig
+from r2rec_jax.config import DataConfig, EvaluateConfig, GraphConfig, PromptConfig, TrainConfig
 from r2rec_jax.stages.prepare import prepare
 from r2rec_jax.stages.prepared import Prepared
+from r2rec_jax.stages.rendering import make_view
 from r2rec_jax.stages.swapped import donors, with_swapped_chains
 from tests.synthetic import write_ml100k
 
@@ -49,6 +50,23 @@ def test_chains_come_from_others_and_never_show_a_candidate(prepared: Prepared) 
         assert all(swapped.chains_of(q) == prepared.chains_of(q) for q in prepared.queries[split])
     assert with_swapped_chains(prepared, "test", 0)[0].chains == swapped.chains
     assert with_swapped_chains(prepared, "test", 1)[0].chains != swapped.chains
+
+
+@pytest.mark.parametrize("negatives", ["uniform", "popularity", "disliked"])
+def test_no_prompt_shows_a_chain_with_a_candidate_of_the_lists_that_are_asked(prepared: Prepared, negatives) -> None:
+    """A chain holds no target, so what stands in one would be known not to be it."""
+    lists = prepared.with_negatives(negatives)
+    for data in (lists, with_swapped_chains(lists, "test", seed=0)[0]):
+        shown = 0
+        for query in data.queries["test"]:
+            for chain in make_view(data, query, PromptConfig()).chains:
+                shown += 1
+                assert not {chain.item0.item_id, chain.item1.item_id} & {
+                    data.dataset.items[i].item_id for i in query.candidates}
+        assert shown > 0
+    hidden = sum(bool({chain.item0, chain.item1} & set(query.candidates))
+                 for query in lists.queries["test"] for chain in lists.chains_of(query))
+    assert (hidden > 0) == (negatives == "disliked")
 
 
 def test_the_likelihood_has_no_chains_to_swap() -> None:

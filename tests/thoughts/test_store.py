@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,18 @@ def test_nothing_is_written_twice(tmp_path: Path) -> None:
     assert teacher.written == 5 and again == first[:5] and path.read_bytes() == data
     collect(teacher, ThoughtStore(path), CHAINS[:1], ["other key"])
     assert teacher.written == 6 and path.read_bytes().startswith(data)
+
+
+def test_what_no_completion_can_be_made_of_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "thoughts.jsonl"
+    whole = collect(Counting(), ThoughtStore(path), CHAINS, KEYS)
+    lines = path.read_text().splitlines(keepends=True)
+    spoiled = json.loads(lines[1])
+    spoiled["thought"]["statements"][-1] += "</think>"  # as a version without that check accepted it
+    path.write_text("".join([lines[0], json.dumps(spoiled) + "\n", *lines[2:]]))
+    teacher = Counting()
+    assert collect(teacher, ThoughtStore(path), CHAINS, KEYS) == whole and teacher.written == 1
+    assert collect(teacher, ThoughtStore(path), CHAINS, KEYS) == whole and teacher.written == 1
 
 
 def test_a_torn_last_line_is_written_again(tmp_path: Path) -> None:

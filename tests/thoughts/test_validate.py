@@ -75,6 +75,8 @@ def test_form() -> None:
     assert "at least 4 statements; got 1" in reasons("Only one statement here.")
     assert "at least 3 words" in reasons(GOOD[0], GOOD[1], GOOD[2], "So three.")
     assert "one line" in reasons(GOOD[0] + "\nmore", *GOOD[1:])
+    for tag in ("</think>", "<think>", "<answer>", "</answer>"):
+        assert "statement 4 holds a tag" in reasons(*GOOD[:3], f"{GOOD[3]} {tag}"), "no completion can be made of it"
 
 
 def test_titles_that_look_like_verdicts() -> None:
