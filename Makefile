@@ -2,7 +2,7 @@
 #
 #   make quickstart   set up, then the whole recipe on MovieLens-100K with a 135M model   (about 10 minutes of CPU)
 #   make test         set up, then all tests
-#   make chaos        training processes killed at random moments, against one never killed   (about 15 minutes)
+#   make chaos        training processes killed at random moments, against one never killed   (about ten minutes)
 #   make lint         ruff, the import layers, pyright
 #   make tiny         the development loop: a small model trained from scratch            (about 12 minutes of CPU)
 #   make setup        only the environment: .venv with this package in it
