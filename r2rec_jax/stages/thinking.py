@@ -161,7 +161,13 @@ def thoughts_stage(work: Workspace) -> dict[str, Any]:
     """
     prepared, c = work.prepared, work.config
     sft, rl = prepared.queries["sft"], prepared.queries["rl"]
-    written = write_thoughts(work, sft)
+    unread = (c.prompts.thoughts == "none" and not c.sft.thought_weight
+              and not (c.trains_backbone and c.pretrain.mix.thoughts))
+    if unread:
+        say("thoughts: none are written, since nothing of this run would read them")
+        written: Written = {chain: None for query in sft for chain in distinct_chains(prepared, query, c.prompts)}
+    else:
+        written = write_thoughts(work, sft)
     shown = shown_thoughts(work, [*sft, *rl])
     tokenizer = _make_tokenizer(work, written, shown)
     with bar("render", len(sft), "prompts") as progress:
@@ -169,9 +175,10 @@ def thoughts_stage(work: Workspace) -> dict[str, Any]:
     examples = [*ranking_examples(work, rendered, written), *thought_examples(work, rendered, written)]
     write_json_lines(work.run.folder("thoughts") / "sft.jsonl", map(asdict, examples))
     lengths = _lengths(tokenizer, examples)
+    count = sum(thought is not None for thought in written.values())
     result = {
-        "teacher": c.thoughts.teacher, "thoughts": sum(t is not None for t in written.values()),
-        "given_up": sum(t is None for t in written.values()), "examples": dict(Counter(e.kind for e in examples)),
+        "teacher": c.thoughts.teacher, "thoughts": count, "given_up": 0 if unread else len(written) - count,
+        "examples": dict(Counter(e.kind for e in examples)),
         **_costs(work), **count_dropped(rendered), "tokens": lengths,
         "ranking_statements": [e.statements for e in examples if e.kind == "ranking"],
         "tokenizer": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size,

@@ -104,6 +104,15 @@ def test_the_costs_and_address_do_not_enter_the_stage_key(data, tmp_path):
         assert server.asked.total() == asked
 
 
+def test_thoughts_that_nothing_reads_are_not_paid_for(data, tmp_path):
+    with serve() as server:
+        more = ["--prompts.thoughts=none", "--sft.thought_weight=0"]
+        assert train(arguments(data, tmp_path / "run", *teacher(server.url), *more)) == 0
+        assert server.asked.total() == 0
+    result = json.loads((tmp_path / "run" / "stages.json").read_text())["thoughts"]["result"]
+    assert (result["thoughts"], result["given_up"], result["examples"]) == (0, 0, {"ranking": 8})
+
+
 def test_a_hosted_model_gets_the_prompts_of_the_run(run, tmp_path, capsys):
     out = tmp_path / "out.json"
     with serve(mostly_good, say=f"({KEY}) ") as server:
