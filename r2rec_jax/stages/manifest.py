@@ -12,13 +12,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from r2rec_jax.config import TrainConfig, as_plain
+from r2rec_jax.data.fetch import sha256_of
 from r2rec_jax.stages.run import WITHOUT_EFFECT
 
 FORMAT = 2
@@ -46,8 +46,7 @@ def sha256_of_member(path: Path) -> str:
     """
     if not path.is_file():
         raise ValueError(f"{path.name} must be in {path.parent}; the file is missing; {_AGAIN}")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

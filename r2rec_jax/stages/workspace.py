@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -148,12 +147,10 @@ class Workspace:
 
     def adapter_sha256(self, checkpoint: str) -> str | None:
         """Of the file that a checkpoint's adapter lies in; None for ``base``, which has none."""
+        from r2rec_jax.data.fetch import sha256_of
         from r2rec_jax.models.peft import WEIGHTS
 
-        if checkpoint == "base":
-            return None
-        with (self.run.folder(checkpoint) / "adapter" / WEIGHTS).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return None if checkpoint == "base" else sha256_of(self.run.folder(checkpoint) / "adapter" / WEIGHTS)
 
     def adapter(self, checkpoint: str, full: Backbone | None = None) -> nnx.State:
         """The policy of a checkpoint: ``base`` is the zero tree, ``sft`` and ``grpo`` are read from their stage.

@@ -25,6 +25,15 @@ def environment(devices: int = 1) -> dict[str, str]:
                          "PYTHONPATH": str(REPOSITORY)}
 
 
+def figures(module: str, folder: Path, devices: int) -> tuple[dict[str, Any], str]:
+    """What a module of this package writes on so many virtual devices, and what it says on standard error."""
+    out = folder / "out.json"
+    done = subprocess.run([sys.executable, "-m", f"tests.parallel.{module}", str(out)], env=environment(devices),
+                          cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text()), done.stderr
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -61,11 +70,7 @@ def test_every_layout_gives_the_single_devices_numbers(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_splash_attention_is_divided_by_rows_and_heads(tmp_path: Path) -> None:
     """Where an axis divides neither, all its devices compute the same, and no gradient is counted twice."""
-    out = tmp_path / "out.json"
-    done = subprocess.run([sys.executable, "-m", "tests.parallel.attention_work", str(out)], env=environment(4),
-                          cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(out.read_text())
+    found, _ = figures("attention_work", tmp_path, devices=4)
     assert {name: (case["rows"], case["heads"]) for name, case in found.items()} == {
         "divided": (1, 2), "undivided": (1, 3)}
     for case in found.values():
@@ -75,15 +80,11 @@ def test_splash_attention_is_divided_by_rows_and_heads(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_rounded_factors_give_the_single_devices_gradients(tmp_path: Path) -> None:
     """Sums in another order may round a factor to its neighbour, which is far less than what rounding does itself."""
-    out = tmp_path / "out.json"
-    done = subprocess.run([sys.executable, "-m", "tests.parallel.rounded_work", str(out)], env=environment(8),
-                          cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(out.read_text())
+    found, said = figures("rounded_work", tmp_path, devices=8)
     assert found.keys() == {"adapter", "weights"}
     for kind, apart in found.items():
         assert apart["mesh"] < 2e-3 < 5e-3 < apart["rounding"], (kind, apart)
-    assert "Involuntary full rematerialization" not in done.stderr
+    assert "Involuntary full rematerialization" not in said
 
 
 @pytest.fixture(scope="module")
