@@ -9,7 +9,6 @@ disk before the next one is looked at; answers of other settings are refused, no
 
 from __future__ import annotations
 
-import glob
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -148,9 +147,10 @@ def evaluate_endpoint(exam: Exam, server: EndpointConfig, system: str) -> dict[s
         Stopped: the budget is spent or the server answers nobody; all answers so far are kept.
     """
     name = f"{exam.lists}-{file_name(system)}"
+    ranks = f"ranks-{exam.config.split}-{exam.prepared.negatives}{'-' + file_name(system) if exam.of_run else ''}.jsonl"
     with locked_folder(exam.folder) as folder:
         if exam.of_run:
-            _take_over(folder, name)
+            _take_over(folder, name, ranks)
         older = [] if exam.of_run else _older_rows(folder / "result.json", system, exam)
         endpoint = Endpoint(server, folder / f"requests-{name}.jsonl", setting=SETTING)
         predictions = _ask_all(exam, endpoint, system, folder / f"predictions-{name}.jsonl")
@@ -163,22 +163,18 @@ def evaluate_endpoint(exam: Exam, server: EndpointConfig, system: str) -> dict[s
         result = result_file(f"{server.model} on {data.label}", [*older, row], fingerprint(settings), settings=settings,
                              prompts_sha256=fingerprint([query.prompt for query in exam.queries]),
                              identity=fingerprint(list(exam.identity)))
-        ranks = f"ranks-{exam.config.split}-{exam.prepared.negatives}"
-        write_ranks(folder / f"{ranks}{'-' + file_name(system) if exam.of_run else ''}.jsonl",
-                    from_predictions(predictions, edges))
+        write_ranks(folder / ranks, from_predictions(predictions, edges))
         write_json(folder / (f"results-{name}.json" if exam.of_run else "result.json"), result)
     return result
 
 
-def _take_over(folder: Path, name: str) -> None:
+def _take_over(folder: Path, name: str, ranks: str) -> None:
     """Move what an earlier version kept of a hosted model in the run's ``evaluate`` folder, where it was not safe."""
-    earlier = folder.with_name("evaluate")
-    if (earlier / f"requests-{name}.jsonl").exists() and not (folder / f"requests-{name}.jsonl").exists():
-        for kind in ("predictions", "results", "requests"):
-            for path in earlier.glob(f"{glob.escape(f'{kind}-{name}')}.json*"):
-                path.rename(folder / path.name)
-        for path in earlier.glob(f"ranks-*-{glob.escape(name.partition('-')[2])}.jsonl"):
-            path.unlink()  # written anew from the answers
+    earlier, journal = folder.with_name("evaluate"), f"requests-{name}.jsonl"
+    if (earlier / journal).exists() and not (folder / journal).exists():
+        for file in (f"predictions-{name}.jsonl", f"results-{name}.json", ranks, journal):
+            if (earlier / file).exists():
+                (earlier / file).rename(folder / file)
         say(f"{earlier}: answers of {name} were moved to {folder}")
 
 
