@@ -90,6 +90,9 @@ class TrainConfig:
         check(self.pretrain.adapt or not self.backbone.item_tokens, "backbone.item_tokens",
                "false without pretrain.adapt", self.backbone.item_tokens,
                "tiny has backbone.tiny.item_tokens" if self.backbone.source == "tiny" else "new tokens must be learned")
+        check(self.thoughts.teacher == "template" or not self.rewards.true_weight, "rewards.true_weight",
+               "0 unless thoughts.teacher is 'template'", self.rewards.true_weight,
+               "statements in other words cannot be checked")
 
     @property
     def trains_backbone(self) -> bool:

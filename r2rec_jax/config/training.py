@@ -146,7 +146,7 @@ class RewardFunction:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """R = step_weight * R_step + rank_weight * R_rank (Eq. 5-7), and further functions of your own.
+    """R = step_weight * R_step + rank_weight * R_rank (Eq. 5-7) + true_weight * R_true, and functions of your own.
 
     Attributes:
         step_weight: weight of the reasoning-step reward (*paper*: 1).
@@ -156,6 +156,10 @@ class RewardConfig:
         rank_places: what a rank counts: the ``candidates`` before the true item, as evaluation does, or all that
             is ``written`` before it, repeats and what is no candidate too. With the former an answer may open
             with anything and lose nothing, and GRPO learns to (EVIDENCE.md).
+        true_weight: weight of R_true (*extension*): how many of the statements that the template would make of the
+            prompt the answer makes, word for word, and how many others (:mod:`r2rec_jax.thoughts.truth`). R_step only
+            counts statements, so GRPO without this unlearns to make them true (EVIDENCE.md). For
+            ``thoughts.teacher: template``, whose words can be checked. R_true is logged at any weight.
         steps_low, steps_high: the band of reasoning statements; null takes the 5th and 95th percentile of the SFT
             targets (*reconstructed*).
         functions: further rewards, weighted and added.
@@ -165,6 +169,7 @@ class RewardConfig:
     rank_weight: float = 2.0
     rank_form: Literal["log", "reciprocal", "linear"] = "log"
     rank_places: Literal["candidates", "written"] = "candidates"
+    true_weight: float = 0.0
     steps_low: int | None = None
     steps_high: int | None = None
     functions: Sequence[RewardFunction] = ()
@@ -174,6 +179,7 @@ class RewardConfig:
         check(len(set(names)) == len(names), "rewards.functions", "distinct", names)
         check(self.step_weight >= 0, "rewards.step_weight", ">= 0", self.step_weight)
         check(self.rank_weight >= 0, "rewards.rank_weight", ">= 0", self.rank_weight)
+        check(0 <= self.true_weight < math.inf, "rewards.true_weight", ">= 0", self.true_weight)
         low, high = self.steps_low, self.steps_high
         check((low is None) == (high is None), "rewards.steps_low and rewards.steps_high", "set together",
                (low, high))

@@ -93,7 +93,7 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
-TAKEN = frozenset({"reward_rank", "reward_step", "reward_std", "reward_seconds"})
+TAKEN = frozenset({"reward_rank", "reward_step", "reward_true", "reward_std", "reward_seconds"})
 """Names under which GRPO writes numbers of its own."""
 
 

@@ -1,4 +1,5 @@
-"""R = step_weight * R_step + rank_weight * R_rank (Eq. 7), and the rates that are always logged beside it."""
+"""R = step_weight * R_step + rank_weight * R_rank (Eq. 7), plus true_weight * R_true where that is known, and the rates
+that are always logged beside it."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ class RewardBatch:
 
     Attributes:
         total, step, rank: float64 [N]; R, R_step and R_rank (unweighted).
+        true: float64 [N], R_true (unweighted); NaN where it is not known.
         valid: bool [N], the answer mentions a candidate.
         duplicates, outside: int64 [N], repeated mentions and mentions of what is no candidate.
         copied_order: bool [N], the answer repeats the prompt's order.
@@ -31,6 +33,7 @@ class RewardBatch:
     total: NDArray[np.float64]
     step: NDArray[np.float64]
     rank: NDArray[np.float64]
+    true: NDArray[np.float64]
     valid: NDArray[np.bool_]
     duplicates: NDArray[np.int64]
     outside: NDArray[np.int64]
@@ -62,6 +65,7 @@ def compute(
     *,
     form: AnswerForm = "numbers",
     opened_think: bool = False,
+    true: Sequence[float] | None = None,
 ) -> RewardBatch:
     """Rewards of completions.
 
@@ -73,23 +77,30 @@ def compute(
         band: see :func:`r2rec_jax.rewards.steps.resolve_band`.
         form: the answer form that was asked for.
         opened_think: whether the prompts ended in ``<think>``.
+        true: R_true of each, in [0, 1] (:func:`r2rec_jax.thoughts.truth.truth_share`); None where nobody can tell.
 
     Raises:
-        ValueError: lengths differ, or a target lies outside its candidates.
+        ValueError: lengths differ, a target lies outside its candidates, or R_true has a weight and is not known.
     """
+    if config.true_weight and true is None:
+        raise ValueError("rewards.true_weight must be 0 where nobody can tell which statements are true; got "
+                         f"{config.true_weight}")
     if not len(completions) == len(targets) == len(titles):
         raise ValueError(f"rewards need one target and one candidate list for each completion; got "
                          f"{len(completions)} completions, {len(targets)} targets, {len(titles)} lists")
+    if true is not None and len(true) != len(completions):
+        raise ValueError(f"R_true must be one number for each of {len(completions)} completions; got {len(true)}")
     for target, names in zip(targets, titles, strict=True):
         if not 0 <= target < len(names):
             raise ValueError(f"a target must be a position in its candidates 0..{len(names) - 1}; got {target}")
     parsed = [parse_completion(text, form=form, titles=names, opened_think=opened_think)
               for text, names in zip(completions, titles, strict=True)]
-    return score_parsed(parsed, targets, [len(names) for names in titles], config, band)
+    return score_parsed(parsed, targets, [len(names) for names in titles], config, band, true)
 
 
 def score_parsed(
-    parsed: Sequence[ParsedAnswer], targets: Sequence[int], sizes: Sequence[int], config: RewardConfig, band: Band
+    parsed: Sequence[ParsedAnswer], targets: Sequence[int], sizes: Sequence[int], config: RewardConfig, band: Band,
+    true: Sequence[float] | None = None,
 ) -> RewardBatch:
     """Rewards of completions that are parsed already; ``sizes`` are the lengths of the candidate lists."""
     rows = list(zip(parsed, targets, sizes, strict=True))
@@ -99,10 +110,12 @@ def score_parsed(
     places = ranks if config.rank_places == "candidates" else [a.place_of(target, size) for a, target, size in rows]
     rank = np.array([rank_reward(int(place) if inside else None, size, config.rank_form)
                      for place, inside, (_, _, size) in zip(places, listed, rows, strict=True)], dtype=np.float64)
+    truth = np.full(len(step), np.nan) if true is None else np.asarray(true, np.float64)
     return RewardBatch(
-        total=config.step_weight * step + config.rank_weight * rank,
+        total=config.step_weight * step + config.rank_weight * rank + config.true_weight * np.nan_to_num(truth),
         step=step,
         rank=rank,
+        true=truth,
         valid=np.array([answer.valid for answer in parsed], dtype=bool),
         duplicates=np.array([answer.duplicates for answer in parsed], dtype=np.int64),
         outside=np.array([answer.outside for answer in parsed], dtype=np.int64),

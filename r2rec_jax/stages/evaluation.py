@@ -48,7 +48,7 @@ from r2rec_jax.stages.run import stage_key
 from r2rec_jax.stages.swapped import with_swapped_chains
 from r2rec_jax.stages.thinking import shown_thoughts
 from r2rec_jax.stages.workspace import Workspace
-from r2rec_jax.thoughts.truth import count_true, true_statements
+from r2rec_jax.thoughts.truth import Truth, count_true, truth_of
 from r2rec_jax.training.state import stream_key
 
 CHECKPOINTS = {"base": "base", "sft": "sft", "sft+grpo": "grpo"}
@@ -185,16 +185,16 @@ def make_exam(work: Workspace, config: EvaluateConfig) -> Exam:
                 lambda predictions: true_rate(rendered, known(), predictions) if own_words else None)
 
 
-def _known_truths(rendered: Sequence[RenderedQuery], config: PromptConfig) -> list[frozenset[str]]:
+def _known_truths(rendered: Sequence[RenderedQuery], config: PromptConfig) -> list[Truth]:
     with bar("true statements", len(rendered), "prompts") as progress:
         found = []
         for r in rendered:
-            found.append(true_statements(r.view, config, len(r.chains)))
+            found.append(truth_of(r.view, config, len(r.chains)))
             progress.advance()
     return found
 
 
-def true_rate(rendered: Sequence[RenderedQuery], known: Sequence[frozenset[str]], predictions: Sequence[Prediction]
+def true_rate(rendered: Sequence[RenderedQuery], known: Sequence[Truth], predictions: Sequence[Prediction]
               ) -> float | None:
     """Share of the statements in all answers that the template could have written of their prompts
     (:mod:`~r2rec_jax.thoughts.truth`); None where there is no statement."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from r2rec_jax.stages.rendering import RenderedQuery, count_dropped, render_quer
 from r2rec_jax.stages.run import stage_key
 from r2rec_jax.stages.thinking import read_examples, shown_thoughts
 from r2rec_jax.stages.workspace import Workspace
+from r2rec_jax.thoughts.truth import truth_of, truth_share
 from r2rec_jax.tokens.examples import Example, Limits, make_example
 from r2rec_jax.training.checkpoints import Checkpoints, Identity
 from r2rec_jax.training.grpo import Environment, train_grpo
@@ -136,13 +138,17 @@ def make_reward(work: Workspace, rendered: Sequence[RenderedQuery], band: Band) 
     c = work.config
     by_id = {r.query.query_id: r for r in rendered}
     functions = load_functions(c.rewards.functions)
+    own_words = c.thoughts.teacher == "template"
+    truth = cache(lambda name: truth_of(by_id[name].view, c.prompts, len(by_id[name].chains)))
 
     def reward(texts: Sequence[str], example_ids: Sequence[str]) -> dict[str, np.ndarray]:
         asked = [by_id[name] for name in example_ids]
+        true = [truth_share(text, truth(r.query.query_id), r.labels, opened_think=r.chat.opened_think)
+                for text, r in zip(texts, asked, strict=True)] if own_words else None
         batch = compute(texts, [r.target for r in asked], [r.labels for r in asked], c.rewards, band,
-                        form=c.prompts.answer.form, opened_think=asked[0].chat.opened_think)
+                        form=c.prompts.answer.form, opened_think=asked[0].chat.opened_think, true=true)
         parts = {
-            "total": batch.total, "rank": batch.rank, "step": batch.step, "valid": batch.valid,
+            "total": batch.total, "rank": batch.rank, "step": batch.step, "true": batch.true, "valid": batch.valid,
             "hit": batch.listed & (batch.rank_of_target == 1), "copied_order": batch.copied_order,
             "duplicates": batch.duplicates, "outside": batch.outside, "statements": batch.statements,
         }

@@ -1,15 +1,19 @@
-"""Which statements are true of a prompt: all that the template can write of it, word for word.
+"""Which statements are true of a prompt: all that the template can write of it, word for word; and R_true.
 
 The template states facts that can be read in the prompt. A model that has learned its wording can therefore be checked
 without a judge: a statement of its own is either one of these, or it is invented (or said in other words, which this
 does not see). The statement that names the answer is an opinion and not counted. With ``prompts.detail: hops`` some
 statements do not name their film ("User 12 gave it 4"); they count as true when they are of any chain.
+
+R_true (*extension*) = true statements / max(statements made, statements that the template makes of the prompt). It is 1
+for what the template writes. Leaving out what is hard to say costs as much as saying it wrong, and a statement is
+counted once however often it is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from r2rec_jax.config import PromptConfig
 from r2rec_jax.prompts.answer import read_statements, split_completion
@@ -20,8 +24,21 @@ from r2rec_jax.thoughts.teacher import end_once, every_phrasing
 from r2rec_jax.thoughts.template import TemplateTeacher
 
 
-def true_statements(view: QueryView, config: PromptConfig, chains_kept: int | None = None) -> frozenset[str]:
-    """Every statement that the template can make of a prompt before it names an answer, in every phrasing.
+@dataclass(frozen=True)
+class Truth:
+    """What is true of a prompt.
+
+    Attributes:
+        statements: all that the template can make of it before it names an answer, in every phrasing.
+        expected: how many of them it makes in one completion.
+    """
+
+    statements: frozenset[str]
+    expected: int
+
+
+def truth_of(view: QueryView, config: PromptConfig, chains_kept: int | None = None) -> Truth:
+    """What is true of a prompt.
 
     Args:
         view: what the prompt shows.
@@ -35,13 +52,32 @@ def true_statements(view: QueryView, config: PromptConfig, chains_kept: int | No
     for phrase in every_phrasing():
         thoughts = [teacher.phrased(chain, phrase) for chain in shown]
         found.update(before_the_answer(view, thoughts, None, told, phrase, len(shown))[0])
-    return frozenset(map(end_once, found))
+    return Truth(frozenset(map(end_once, found)), _expected(view, config, len(shown)))
 
 
-def count_true(
-    completion: str, true: frozenset[str], titles: Sequence[str], *, opened_think: bool,
-) -> tuple[int, int]:
-    """How many statements a completion makes, conclusions left out, and how many of them are among the true ones."""
+def _expected(view: QueryView, config: PromptConfig, chains_kept: int) -> int:
+    if config.thoughts == "none":
+        return 0
+    phrase = every_phrasing()[0]
+    teacher = TemplateTeacher(config.template(view.domain))
+    thoughts = [teacher.phrased(chain, phrase) for chain in shown_chains(view, config, chains_kept)]
+    statements, _, _ = before_the_answer(view, thoughts, None, config, phrase, chains_kept)
+    return len(set(map(end_once, statements)))
+
+
+def count_true(completion: str, truth: Truth, titles: Sequence[str], *, opened_think: bool) -> tuple[int, int]:
+    """How many different statements a completion makes, conclusions left out, and how many of them are true."""
     reasoning, _ = split_completion(completion, opened_think=opened_think)
-    statements = [line for line in read_statements(reasoning, titles) if not line.startswith(CONCLUSIONS)]
-    return len(statements), sum(statement in true for statement in statements)
+    statements = {line for line in read_statements(reasoning, titles) if not line.startswith(CONCLUSIONS)}
+    return len(statements), len(statements & truth.statements)
+
+
+def truth_share(completion: str, truth: Truth, titles: Sequence[str], *, opened_think: bool) -> float:
+    """R_true of a completion, in [0, 1]; 1 for silence where there is nothing to say.
+
+    Of two statements expected, one made and true gives 1/2, as do two made of which one is true; three made of which
+    two are true give 2/3.
+    """
+    made, true = count_true(completion, truth, titles, opened_think=opened_think)
+    most = max(made, truth.expected)
+    return true / most if most else 1.0

@@ -55,7 +55,7 @@ from r2rec_jax.training.updates import LossFn, Updates
 
 SUMS = ("tokens", "kl", "ratio", "clip_low", "clip_high", "correction", "entropy", "drift")
 SHOWN = ("reward", "kl", "completion_tokens")
-LOGGED_AS = {"total": "reward", "rank": "reward_rank", "step": "reward_step"}
+LOGGED_AS = {"total": "reward", "rank": "reward_rank", "step": "reward_step", "true": "reward_true"}
 """Names in the metrics of reward parts whose own name says too little; the others keep theirs."""
 
 

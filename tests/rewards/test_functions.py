@@ -92,7 +92,7 @@ def test_a_run_trains_on_them(module: str, tmp_path: Path, capsys: pytest.Captur
     functions = json.dumps([{"function": f"{module}:shorter", "weight": 0.25}, {"function": f"{module}:names_target"}])
     run = tmp_path / "run"
     flags = [*SMALL, f"--data.path={data}", f"--run_dir={run}", "--stages", "prepare,thoughts,pretrain,grpo",
-             "--grpo.start=base", "--grpo.reference=base"]
+             "--grpo.start=base", "--grpo.reference=base", "--rewards.true_weight=0.5"]
     assert main([*flags, "--rewards.functions", '[{"function": "no_such_module_here:f"}]']) == 2
     assert "no_such_module_here" in capsys.readouterr().err and not run.exists()
     assert main([*flags, "--rewards.functions", functions]) == 0
@@ -101,5 +101,5 @@ def test_a_run_trains_on_them(module: str, tmp_path: Path, capsys: pytest.Captur
     assert steps and all(row["reward_shorter"] < 0 and 0 <= row["reward_names_target"] <= 1 for row in steps)
     for row in steps:
         expected = (row["reward_step"] + 2 * row["reward_rank"] + 0.25 * row["reward_shorter"]
-                    + row["reward_names_target"])
+                    + row["reward_names_target"] + 0.5 * row["reward_true"])
         assert row["reward"] == pytest.approx(expected, abs=1e-6)

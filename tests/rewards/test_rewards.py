@@ -80,6 +80,21 @@ def test_total_by_hand() -> None:
     assert weighted.total[0] == pytest.approx(0.5 + 3 / 2)
 
 
+def test_true_statements_are_rewarded_where_somebody_can_tell() -> None:
+    texts, weight = ["<answer>3</answer>", "nothing"], RewardConfig(true_weight=0.5)
+    arguments = (texts, [2, 2], [TITLES] * 2)
+    told = compute(*arguments, weight, BAND, true=[0.5, 1.0])
+    assert told.total.tolist() == [2 + 0.25, 0.5] and told.true.tolist() == [0.5, 1.0]
+    logged = compute(*arguments, CONFIG, BAND, true=[0.5, 1.0])
+    assert logged.total.tolist() == [2, 0] and logged.true.tolist() == [0.5, 1.0], "logged at any weight"
+    unknown = rewards(*texts)
+    assert unknown.total.tolist() == [2, 0] and np.isnan(unknown.true).all()
+    with pytest.raises(ValueError, match=r"true_weight must be 0 where nobody can tell .* got 0\.5"):
+        compute(*arguments, weight, BAND)
+    with pytest.raises(ValueError, match="one number for each of 2 completions; got 1"):
+        compute(*arguments, weight, BAND, true=[1.0])
+
+
 def test_trap_numbered_answer_lines_are_no_reasoning_steps() -> None:
     listed = "\n".join(f"{k}. {title}" for k, title in enumerate(TITLES, start=1))
     batch = rewards(f"<think>\n{listed}\n</think>\n<answer>3</answer>", f"<think>\n{chr(10).join(TITLES)}\n</think>")

@@ -7,13 +7,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
-from r2rec_jax.config import AnswerConfig, DataConfig, GraphConfig, PromptConfig, ThoughtsConfig, TrainConfig
+from r2rec_jax.config import (
+    AnswerConfig,
+    DataConfig,
+    GraphConfig,
+    PromptConfig,
+    RewardConfig,
+    ThoughtsConfig,
+    TrainConfig,
+)
 from r2rec_jax.config.output import EvaluateConfig
+from r2rec_jax.rewards.steps import Band
 from r2rec_jax.stages.evaluation import make_exam
+from r2rec_jax.stages.learning import make_reward
 from r2rec_jax.stages.prepare import prepare
-from r2rec_jax.stages.rendering import make_view
+from r2rec_jax.stages.rendering import make_view, render_queries
 from r2rec_jax.thoughts.target import write_ranking_target
 from r2rec_jax.thoughts.template import TemplateTeacher
 from r2rec_jax.tokens.bpe import train_tokenizer
@@ -77,3 +88,32 @@ def test_other_teachers_have_other_words(work: Any) -> None:
     answers = answers_of(work)
     work.config = replace(work.config, thoughts=ThoughtsConfig(teacher="local"))
     assert truth(work, answers) is None
+
+
+def test_the_reward_sees_what_the_prompt_shows(work: Any) -> None:
+    """Chains that did not fit are not shown, so what is said of them earns nothing."""
+    queries, texts = work.prepared.queries["test"], [answer.output for answer in answers_of(work)]
+    ids = [query.query_id for query in queries]
+
+    def parts(max_tokens: int, weight: float) -> dict[str, np.ndarray]:
+        work.config = replace(work.config, prompts=replace(PROMPTS, max_tokens=max_tokens),
+                              rewards=RewardConfig(true_weight=weight))
+        rendered = render_queries(work.prepared, queries, work.config.prompts, work.tokenizer)
+        return make_reward(work, rendered, Band(2, 6))(texts, ids)
+
+    bare = max(len(query.prompt_ids) for query in make_exam(work, EvaluateConfig(chains="none")).queries)
+    whole, shortened, unweighted = parts(10**5, 0.5), parts(bare + 40, 0.5), parts(10**5, 0)
+    assert (whole["true"] == 1).all() and (unweighted["true"] == 1).all() and 0.2 < shortened["true"].mean() < 0.8
+    assert whole["total"] == pytest.approx(whole["step"] + 2 * whole["rank"] + 0.5)
+    assert unweighted["total"] == pytest.approx(whole["total"] - 0.5)
+    work.config = replace(work.config, thoughts=ThoughtsConfig(teacher="local"))
+    rendered = render_queries(work.prepared, queries, PROMPTS, work.tokenizer)
+    assert np.isnan(make_reward(work, rendered, Band(2, 6))(texts, ids)["true"]).all(), "whose words are unknown"
+
+
+def test_words_that_are_not_the_template_s_have_no_such_reward() -> None:
+    with pytest.raises(ValueError, match=r"rewards\.true_weight must be 0 unless thoughts\.teacher is 'template'"):
+        TrainConfig(thoughts=ThoughtsConfig(teacher="local"), rewards=RewardConfig(true_weight=1.0))
+    for weight in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=r"rewards\.true_weight must be >= 0"):
+            RewardConfig(true_weight=weight)

@@ -17,7 +17,7 @@ from r2rec_jax.stages.rendering import make_view
 from r2rec_jax.thoughts.target import RankingTarget, write_ranking_target
 from r2rec_jax.thoughts.teacher import every_phrasing
 from r2rec_jax.thoughts.template import TemplateTeacher
-from r2rec_jax.thoughts.truth import count_true, true_statements
+from r2rec_jax.thoughts.truth import Truth, count_true, truth_of, truth_share
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def written(prepared: Prepared, number: int, config: PromptConfig, key: str) -> 
                                 query.candidates.index(query.target), [0.0] * len(query.candidates), config, key)
 
 
-def truths(prepared: Prepared, number: int, config: PromptConfig) -> frozenset[str]:
-    return true_statements(make_view(prepared, prepared.queries["sft"][number], config), config)
+def truths(prepared: Prepared, number: int, config: PromptConfig) -> Truth:
+    return truth_of(make_view(prepared, prepared.queries["sft"][number], config), config)
 
 
 @pytest.mark.parametrize("config", [
@@ -46,7 +46,7 @@ def truths(prepared: Prepared, number: int, config: PromptConfig) -> frozenset[s
     ids=["hops", "brief", "fixed", "no-facts", "tiny", "no-chains", "labels"])
 def test_what_the_template_writes_is_true(prepared: Prepared, config: PromptConfig) -> None:
     for number in range(len(prepared.queries["sft"])):
-        known = truths(prepared, number, config)
+        known = truths(prepared, number, config).statements
         for key in "abcdef":
             *told, conclusion = written(prepared, number, config, key).statements
             assert known.issuperset(told) and conclusion not in known
@@ -57,7 +57,7 @@ def test_every_phrasing_is_known_and_nothing_else(prepared: Prepared) -> None:
         for number in (3, 4):
             said = {statement for key in map(str, range(400))
                     for statement in written(prepared, number, config, key).statements[:-1]}
-            assert truths(prepared, number, config) == said
+            assert truths(prepared, number, config).statements == said
 
 
 def test_a_statement_with_more_phrasings_than_are_gone_through_is_told() -> None:
@@ -69,9 +69,9 @@ def test_invented_statements_are_not_true(prepared: Prepared) -> None:
     config = PromptConfig(detail="brief", liked=10)
     other = changed = 0
     for number in range(20):
-        known = truths(prepared, number, config)
+        known = truths(prepared, number, config).statements
         for statement in written(prepared, number, config, "k").statements[:-1]:
-            other += statement in truths(prepared, number + 20, config)
+            other += statement in truths(prepared, number + 20, config).statements
             figure = re.search(r"\d+", statement)
             if figure:
                 wrong = statement[:figure.start()] + str(int(figure[0]) + 1) + statement[figure.end():]
@@ -87,7 +87,7 @@ def test_counting_in_a_completion(prepared: Prepared) -> None:
     labels: Sequence[str] = item_labels(view.candidates)
     target = written(prepared, 0, config, "k")
     shown = replace(config, thoughts="prompt")
-    assert truths(prepared, 0, shown) == known, "what stands in the prompt is no less true"
+    assert truths(prepared, 0, shown).statements == known.statements, "what stands in the prompt is no less true"
     for opened in (False, True):
         text = target.completion(view, config, opened_think=opened)
         count = len(target.statements) - 1
@@ -96,3 +96,33 @@ def test_counting_in_a_completion(prepared: Prepared) -> None:
         assert count_true(lied.completion(view, config, opened_think=opened), known, labels,
                           opened_think=opened) == (count, count - 1)
     assert count_true("<answer>nothing</answer>", known, labels, opened_think=False) == (0, 0)
+
+
+@pytest.mark.parametrize("config", [
+    PromptConfig(), PromptConfig(detail="brief", wording="fixed", facts=False), PromptConfig(thoughts="prompt"),
+    PromptConfig(thoughts="none"), PromptConfig(chains=False)], ids=["hops", "brief", "in-prompt", "none", "no-chains"])
+def test_what_the_template_writes_has_the_whole_reward(prepared: Prepared, config: PromptConfig) -> None:
+    less = 0
+    for number in range(len(prepared.queries["sft"])):
+        query, truth = prepared.queries["sft"][number], truths(prepared, number, config)
+        view = make_view(prepared, query, config)
+        text = written(prepared, number, config, "k").completion(view, config, opened_think=False)
+        less += truth_share(text, truth, item_labels(view.candidates), opened_think=False) < 1
+    assert less <= 2, "but for one that would name its answer too early"
+
+
+def test_leaving_out_and_inventing_cost_the_same() -> None:
+    said = ("They like crime films most.", "User 7 agrees with the target on both.")
+    truth = Truth(frozenset([*said, "Most of all they like crime films."]), 2)
+    wrong, conclusion = "User 7 agrees on neither of them.", "Among the candidates, Heat fits best."
+
+    def share(*statements: str) -> float:
+        return truth_share("<think>" + "\n".join(statements) + "</think><answer>1</answer>", truth, ["Heat", "Big"],
+                           opened_think=False)
+
+    assert share(*said, conclusion) == share(*said) == 1, "the conclusion is an opinion"
+    assert share(said[0], conclusion) == share(said[0], wrong, conclusion) == share(said[0], said[0]) == 0.5
+    assert share(*said, wrong) == pytest.approx(2 / 3)
+    assert share(wrong) == share(conclusion) == share() == 0
+    assert truth_share("", Truth(frozenset(), 0), [], opened_think=False) == 1, "nothing to say"
+    assert truth_share(f"<think>{wrong}</think>", Truth(frozenset(), 0), [], opened_think=False) == 0
