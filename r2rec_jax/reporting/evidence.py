@@ -50,6 +50,8 @@ are written by hand.
   liked and chose, where that is part of the recipe. **sft**: after learning from written examples (supervised
   fine-tuning). **sft+grpo**: then trained by rewards on its own answers. **grpo**: trained by rewards without the
   examples. Two rewards are added: R_rank for the place of the true item, R_step for the number of reasoning statements.
+  R_true, for statements that are true of their prompt, is ours: it is measured, and adds nothing unless an experiment
+  gives it a weight.
 - **-likelihood**: the same model, but the candidates are ranked by how likely their lines are after the person's latest
   likes. No form of answer can be learned or missed, so this row shows what the model knows. The paper has no such row.
 - **chains**: ways through other people's ratings from one liked item to another, shown in the prompt.
@@ -185,8 +187,9 @@ def reward_edges(curves: Sequence[Entry], name: str) -> list[tuple[NDArray[np.fl
 
 def reward_table(curves: Sequence[Entry]) -> str:
     """First and last fifth of GRPO, mean ± standard deviation over seeds."""
-    names = {"reward_rank": "R_rank", "reward_step": "R_step", "kl": "KL", "entropy": "entropy",
-             "completion_tokens": "tokens", "copied_order": "order copied", "valid": "valid"}
+    names = {"reward_rank": "R_rank", "reward_step": "R_step", "reward_true": "R_true", "kl": "KL",
+             "entropy": "entropy", "completion_tokens": "tokens", "copied_order": "order copied", "valid": "valid"}
+    names = {name: label for name, label in names.items() if any(name in curve for curve in curves)}
     lines = []
     for experiment, own in _by_experiment(curves).items():
         for label, place in (("first fifth", 0), ("last fifth", 1)):

@@ -23,6 +23,7 @@ Entry = Mapping[str, Any]
 REWARDS = (
     ("reward_rank", "Ranking reward R_rank", "mean R_rank (0 to 1)"),
     ("reward_step", "Step reward R_step", "mean R_step (0 to 1)"),
+    ("reward_true", "True statements R_true", "mean R_true (0 to 1)"),
     ("valid", "Valid answers", "share of completions"),
     ("kl", "KL to the reference policy", "nats per token"),
     ("entropy", "Entropy of the policy", "nats per token"),
@@ -30,7 +31,7 @@ REWARDS = (
     ("copied_order", "Answers that copy the order", "share of completions"),
     ("truncated", "Cut off at the limit", "share of completions"),
 )
-SHARES = ("reward_rank", "reward_step", "valid", "copied_order", "truncated")
+SHARES = ("reward_rank", "reward_step", "reward_true", "valid", "copied_order", "truncated")
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray")
 CHAINS = {"own": "its own chains", "swapped": "another user's chains", "none": "no chains"}
 

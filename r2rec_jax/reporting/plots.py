@@ -59,6 +59,7 @@ LOSS_PANELS = (
 REWARD_PANELS = (
     Panel("grpo", "Ranking reward R_rank", "mean R_rank (0 to 1)", ("reward_rank",), bottom=0, top=1),
     Panel("grpo", "Step reward R_step", "mean R_step (0 to 1)", ("reward_step",), bottom=0, top=1),
+    Panel("grpo", "True statements R_true", "mean R_true (0 to 1)", ("reward_true",), bottom=0, top=1),
     Panel("grpo", "Total reward, weighted", "mean R", ("reward",), bottom=0),
     Panel("grpo", "Valid answers", "share of completions", ("valid", "valid_rate"), bottom=0, top=1),
     Panel("grpo", "KL to the reference policy", "KL (nats per token)", ("kl",), bottom=0),
@@ -95,7 +96,7 @@ def plot_losses(rows: Sequence[Row], path: str | Path, title: str = "") -> Path:
 
 
 def plot_rewards(rows: Sequence[Row], path: str | Path, title: str = "") -> Path:
-    """Draw GRPO's curves: both rewards apart, their sum, the valid-answer rate, KL and entropy.
+    """Draw GRPO's curves: the rewards apart, their sum, the valid-answer rate, KL and entropy.
 
     Raises:
         ValueError: no row holds any of them.

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from r2rec_jax.reporting.cells import table
-from r2rec_jax.reporting.evidence import evidence_report, ratio_line, result_table, reward_lines, reward_rise
+from r2rec_jax.reporting.evidence import (
+    evidence_report,
+    ratio_line,
+    result_table,
+    reward_lines,
+    reward_rise,
+    reward_table,
+)
 from r2rec_jax.reporting.evidence_plots import band, plot_hits, plot_rewards
 from r2rec_jax.reporting.overview import anchor, overview
 
@@ -145,6 +152,14 @@ def test_bands_end_with_the_shortest_seed(found: dict[str, Any]) -> None:
     assert steps.tolist() == list(range(1, 31)) and values.shape == (2, 30)
     assert values[0, 29] == found["curves"][0]["reward_rank"][29]
     assert band(found["curves"], "entropy")[1].shape == (0, 0)
+
+
+def test_r_true_has_a_column_where_it_was_measured(found: dict[str, Any]) -> None:
+    assert "R_true" not in reward_table(found["curves"])
+    measured = [curve | {"reward_true": curve["reward_rank"]} for curve in found["curves"][:2]]
+    head, _, *lines = [line.split(" | ") for line in reward_table([*measured, found["curves"][2]]).splitlines()]
+    rank, true = head.index("R_rank"), head.index("R_true")
+    assert [line[true] for line in lines] == [*(line[rank] for line in lines[:2]), "-", "-"] and lines[0][rank] != "-"
 
 
 def test_plots_are_drawn(found: dict[str, Any], tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from r2rec_jax.stages.experiments.plan import Trial
 POINTS = 100
 """Longest curve; of longer ones the means of equal stretches are kept, the last of which may be shorter."""
 
-CURVES = ("reward", "reward_rank", "reward_step", "kl", "entropy", "completion_tokens", "copied_order", "valid",
-          "truncated")
+CURVES = ("reward", "reward_rank", "reward_step", "reward_true", "kl", "entropy", "completion_tokens", "copied_order",
+          "valid", "truncated")
 
 
 def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
