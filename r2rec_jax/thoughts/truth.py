@@ -2,18 +2,21 @@
 
 The template states facts that can be read in the prompt. A model that has learned its wording can therefore be checked
 without a judge: a statement of its own is either one of these, or it is invented (or said in other words, which this
-does not see). The statement that names the answer is an opinion and not counted. With ``prompts.detail: hops`` some
+does not see). A last statement that names the answer is an opinion and not counted. With ``prompts.detail: hops`` some
 statements do not name their film ("User 12 gave it 4"); they count as true when they are of any chain.
 
-R_true (*extension*) = true statements / max(statements made, statements that the template makes of the prompt). It is 1
-for what the template writes. Leaving out what is hard to say costs as much as saying it wrong, and a statement is
-counted once however often it is written.
+R_true (*extension*) = facts stated / max(statements made, facts that the template states of the prompt). It is 1 for
+what the template writes. Leaving out what is hard to say costs as much as saying it wrong, and a fact counts once
+however often and in however many of its phrasings it is stated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from r2rec_jax.config import PromptConfig
 from r2rec_jax.prompts.answer import read_statements, split_completion
@@ -29,11 +32,12 @@ class Truth:
     """What is true of a prompt.
 
     Attributes:
-        statements: all that the template can make of it before it names an answer, in every phrasing.
-        expected: how many of them it makes in one completion.
+        statements: all that the template can make of it before it names an answer, in every phrasing, with the numbers
+            of the facts that each can stand for: more than one where it does not name its film.
+        expected: how many facts it states in one completion.
     """
 
-    statements: frozenset[str]
+    statements: Mapping[str, frozenset[int]]
     expected: int
 
 
@@ -48,11 +52,12 @@ def truth_of(view: QueryView, config: PromptConfig, chains_kept: int | None = No
     teacher = TemplateTeacher(config.template(view.domain))
     shown = shown_chains(view, config, chains_kept)
     told = replace(config, thoughts="completion")  # a thought that stands in the prompt is no less true
-    found: set[str] = set()
+    found: dict[str, set[int]] = {}
     for phrase in every_phrasing():
         thoughts = [teacher.phrased(chain, phrase) for chain in shown]
-        found.update(before_the_answer(view, thoughts, None, told, phrase, len(shown))[0])
-    return Truth(frozenset(map(end_once, found)), _expected(view, config, len(shown)))
+        for fact, statement in enumerate(before_the_answer(view, thoughts, None, told, phrase, len(shown))[0]):
+            found.setdefault(end_once(statement), set()).add(fact)
+    return Truth({text: frozenset(facts) for text, facts in found.items()}, _expected(view, config, len(shown)))
 
 
 def _expected(view: QueryView, config: PromptConfig, chains_kept: int) -> int:
@@ -66,10 +71,19 @@ def _expected(view: QueryView, config: PromptConfig, chains_kept: int) -> int:
 
 
 def count_true(completion: str, truth: Truth, titles: Sequence[str], *, opened_think: bool) -> tuple[int, int]:
-    """How many different statements a completion makes, conclusions left out, and how many of them are true."""
+    """How many different statements a completion makes, its conclusion left out, and how many facts they state."""
     reasoning, _ = split_completion(completion, opened_think=opened_think)
-    statements = {line for line in read_statements(reasoning, titles) if not line.startswith(CONCLUSIONS)}
-    return len(statements), len(statements & truth.statements)
+    statements = read_statements(reasoning, titles)
+    if statements and statements[-1].startswith(CONCLUSIONS):
+        statements = statements[:-1]
+    return len(statements), _facts_stated([truth.statements[line] for line in statements if line in truth.statements])
+
+
+def _facts_stated(statements: Sequence[frozenset[int]]) -> int:
+    """How many facts are stated when each statement stands for one of those that it can stand for."""
+    facts = sorted(frozenset[int]().union(*statements))
+    can = csr_array([[fact in own for fact in facts] for own in statements]) if facts else None
+    return 0 if can is None else int((maximum_bipartite_matching(can, perm_type="column") >= 0).sum())
 
 
 def truth_share(completion: str, truth: Truth, titles: Sequence[str], *, opened_think: bool) -> float:

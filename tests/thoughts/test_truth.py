@@ -46,10 +46,10 @@ def truths(prepared: Prepared, number: int, config: PromptConfig) -> Truth:
     ids=["hops", "brief", "fixed", "no-facts", "tiny", "no-chains", "labels"])
 def test_what_the_template_writes_is_true(prepared: Prepared, config: PromptConfig) -> None:
     for number in range(len(prepared.queries["sft"])):
-        known = truths(prepared, number, config).statements
+        known = truths(prepared, number, config).statements.keys()
         for key in "abcdef":
             *told, conclusion = written(prepared, number, config, key).statements
-            assert known.issuperset(told) and conclusion not in known
+            assert known >= set(told) and conclusion not in known
 
 
 def test_every_phrasing_is_known_and_nothing_else(prepared: Prepared) -> None:
@@ -57,7 +57,7 @@ def test_every_phrasing_is_known_and_nothing_else(prepared: Prepared) -> None:
         for number in (3, 4):
             said = {statement for key in map(str, range(400))
                     for statement in written(prepared, number, config, key).statements[:-1]}
-            assert truths(prepared, number, config).statements == said
+            assert truths(prepared, number, config).statements.keys() == said
 
 
 def test_a_statement_with_more_phrasings_than_are_gone_through_is_told() -> None:
@@ -113,7 +113,8 @@ def test_what_the_template_writes_has_the_whole_reward(prepared: Prepared, confi
 
 def test_leaving_out_and_inventing_cost_the_same() -> None:
     said = ("They like crime films most.", "User 7 agrees with the target on both.")
-    truth = Truth(frozenset([*said, "Most of all they like crime films."]), 2)
+    again = "Most of all they like crime films."
+    truth = Truth({said[0]: frozenset({0}), again: frozenset({0}), said[1]: frozenset({0, 1})}, 2)
     wrong, conclusion = "User 7 agrees on neither of them.", "Among the candidates, Heat fits best."
 
     def share(*statements: str) -> float:
@@ -123,6 +124,22 @@ def test_leaving_out_and_inventing_cost_the_same() -> None:
     assert share(*said, conclusion) == share(*said) == 1, "the conclusion is an opinion"
     assert share(said[0], conclusion) == share(said[0], wrong, conclusion) == share(said[0], said[0]) == 0.5
     assert share(*said, wrong) == pytest.approx(2 / 3)
+    assert share(said[0], again, conclusion) == 0.5, "one fact in two phrasings"
+    assert share(*said, conclusion, "Of all candidates, nobody hated Heat.") == pytest.approx(2 / 3), "one conclusion"
     assert share(wrong) == share(conclusion) == share() == 0
-    assert truth_share("", Truth(frozenset(), 0), [], opened_think=False) == 1, "nothing to say"
-    assert truth_share(f"<think>{wrong}</think>", Truth(frozenset(), 0), [], opened_think=False) == 0
+    assert truth_share("", Truth({}, 0), [], opened_think=False) == 1, "nothing to say"
+    assert truth_share(f"<think>{wrong}</think>", Truth({}, 0), [], opened_think=False) == 0
+
+
+@pytest.mark.parametrize("config", [PromptConfig(), PromptConfig(detail="brief")], ids=["hops", "brief"])
+def test_a_phrasing_more_is_no_fact_more(prepared: Prepared, config: PromptConfig) -> None:
+    """Every way to say what may be said of the likes says nothing about the chains."""
+    for number in range(10):
+        query, truth = prepared.queries["sft"][number], truths(prepared, number, config)
+        labels = item_labels(make_view(prepared, query, config).candidates)
+        whole, likes = truth.statements, truths(prepared, number, replace(config, chains=False)).statements
+        told = [line for line in whole if line in likes]
+        facts = frozenset[int]().union(*(whole[line] for line in told))
+        made, true = count_true("<think>" + "\n".join(told) + "</think>", truth, labels, opened_think=False)
+        assert made == len(told) and true == len(facts) < truth.expected, "the chains are missing"
+    assert len(told) > len(facts), "a prompt with facts in more than one phrasing"
