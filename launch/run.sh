@@ -3,7 +3,7 @@
 #
 #   launch/run.sh --config configs/movielens_1m_8b.yaml --run_dir runs/movielens-1m-8b [settings]
 #
-# Asked to stop (SIGTERM, SIGUSR1, SIGHUP), the program saves a checkpoint and exits with 0, which a scheduler would
+# Asked to stop (SIGTERM, SIGUSR1, SIGHUP, Ctrl-C), the program saves a checkpoint and exits with 0, which a scheduler would
 # take for the end of the work. So this passes the signal on and exits with 143 instead; started again, the run goes on.
 # PYTHON names the interpreter (.venv/bin/python); DRY_RUN=1 prints the command.
 set -euo pipefail
@@ -20,7 +20,7 @@ fi
 child=$!
 stopped=''
 interrupted=1
-trap 'stopped=1 interrupted=1; kill -TERM "$child" 2>/dev/null || true' TERM USR1 HUP
+trap 'stopped=1 interrupted=1; kill -TERM "$child" 2>/dev/null || true' TERM USR1 HUP INT
 while [[ -n $interrupted ]]; do # a signal ends `wait`, not the child
   interrupted=''
   code=0

@@ -5,7 +5,8 @@ Three samplers, all without replacement and never the target:
     uniform      items the user has no event with, at any time (the paper's protocol)
     popularity   the same items, drawn one after the other in proportion to their training edges; items without a
                  training edge come only when the others run out
-    disliked     the user's own items rated at or below ``positive_above``, at any time, filled up with uniform ones
+    disliked     the user's own items rated at or below ``positive_above``, filled up with uniform ones; at any time
+                 for test and validation queries, among training edges for those that are trained on
 
 Each query has a generator of its own, keyed by ``split_seed``, user and target, so its list does not depend on which
 other queries were drawn, nor in which order.
@@ -38,9 +39,11 @@ class ItemWeights:
 
     Attributes:
         values: float64 [I], not negative.
+        training: bool [E], the training edges that they count; None where they count none.
     """
 
     values: NDArray[np.float64]
+    training: NDArray[np.bool_] | None = None
 
     @cached_property
     def cumulative(self) -> NDArray[np.float64]:
@@ -102,7 +105,7 @@ def check_sampler(dataset: Dataset, negatives: Negatives, positive_above: float)
 
 
 def draw_candidates(dataset: Dataset, user_idx: int, target: int, *, size: int, negatives: Negatives,
-                    positive_above: float, weights: ItemWeights, split_seed: int) -> tuple[int, ...]:
+                    positive_above: float, weights: ItemWeights, split_seed: int, trained_on: bool = False) -> tuple[int, ...]:
     """The shuffled candidate list of one query.
 
     Args:
@@ -111,7 +114,8 @@ def draw_candidates(dataset: Dataset, user_idx: int, target: int, *, size: int, 
         size: length of the list, the target included.
         negatives: the sampler.
         positive_above: ratings above this are likes.
-        weights: training edges of every item, for ``popularity``.
+        weights: training edges of every item, for ``popularity``, and which they are.
+        trained_on: a model sees this list and its target, so it must not say what held-out events are.
         split_seed: with the raw ids of user and target, the only source of randomness.
 
     Returns:
@@ -127,7 +131,8 @@ def draw_candidates(dataset: Dataset, user_idx: int, target: int, *, size: int, 
     rng = generator(split_seed, "candidates", int(dataset.user_keys[user_idx]), int(dataset.item_keys[target]))
     drawn: list[int] = []
     if negatives == "disliked":
-        disliked = np.sort(own[(events.rating[rows] <= positive_above) & (own != target)])
+        known = weights.training[rows] if trained_on and weights.training is not None else True
+        disliked = np.sort(own[(events.rating[rows] <= positive_above) & (own != target) & known])
         drawn = rng.choice(disliked, size=min(count, len(disliked)), replace=False).tolist()
     if n_items - len(own) < count - len(drawn):
         raise ValueError(f"data.candidates must leave room for {count} items other than the target; user "

@@ -58,7 +58,7 @@ class Queries:
 
 def item_weights(dataset: Dataset, training: NDArray[np.bool_]) -> ItemWeights:
     """Training edges of every item, which is what the ``popularity`` sampler draws by."""
-    return ItemWeights(item_edges(dataset, training))
+    return ItemWeights(item_edges(dataset, training), training)
 
 
 def item_edges(dataset: Dataset, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -70,7 +70,7 @@ def make_query(dataset: Dataset, config: DataConfig, split: Split, row: int, wei
     """The query whose target is event ``row``; its candidates depend on nothing but seed, user and target."""
     events = dataset.interactions
     user_idx, target = int(events.user_idx[row]), int(events.item_idx[row])
-    candidates = _candidates(dataset, config, user_idx, target, config.negatives, weights)
+    candidates = _candidates(dataset, config, user_idx, target, config.negatives, weights, split not in EVALUATED)
     user, item = str(dataset.users.ids[user_idx].as_py()), dataset.items.ids[target].as_py()
     user = user.replace("%", "%25").replace("-", "%2D")  # user 1-1 and item 9 are not user 1 and item 1-9
     query_id = f"{split}-{user}-{item}"
@@ -78,9 +78,10 @@ def make_query(dataset: Dataset, config: DataConfig, split: Split, row: int, wei
 
 
 def _candidates(dataset: Dataset, config: DataConfig, user_idx: int, target: int, negatives: Negatives,
-                weights: ItemWeights) -> tuple[int, ...]:
+                weights: ItemWeights, trained_on: bool = False) -> tuple[int, ...]:
     return draw_candidates(dataset, user_idx, target, size=config.candidates, negatives=negatives,
-                           positive_above=config.positive_above, weights=weights, split_seed=config.split_seed)
+                           positive_above=config.positive_above, weights=weights, split_seed=config.split_seed,
+                           trained_on=trained_on)
 
 
 def _shuffled(values: NDArray, seed: int, purpose: str, *keys: NDArray) -> NDArray:

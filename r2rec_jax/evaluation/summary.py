@@ -76,11 +76,17 @@ def by_position(records: Sequence[RankRecord]) -> list[dict[str, Any]]:
     target stands are left out.
 
     Returns:
-        ``[{"number": 1, "users": 52, "hr@1": 0.31, "hr@3": 0.6}, ...]``
+        ``[{"number": 1, "users": 52, "hr@1": 0.31, "hr@3": 0.6}, ...]``; of several runs that ask the same people about
+        the same lists ``users`` counts answers, and ``questions`` beside it what they answer.
     """
     positions = np.array([record.position for record in records])
     ranks = np.array([record.rank for record in records])
-    return [{"number": int(position) + 1, **_rates(ranks[positions == position])} for position in np.unique(positions)]
+    asked: dict[int, set[tuple[str, str]]] = {}
+    for record in records:
+        asked.setdefault(record.position, set()).add((record.query_id, record.candidates_sha))
+    entries = [{"number": place + 1, **_rates(ranks[positions == place])} for place in sorted(asked)]
+    return [entry if len(own) == entry["users"] else entry | {"questions": len(own)}
+            for entry, (_, own) in zip(entries, sorted(asked.items()), strict=True)]
 
 
 def by_popularity(records: Sequence[RankRecord], buckets: int = BUCKETS) -> list[dict[str, Any]]:
@@ -107,6 +113,8 @@ def by_popularity(records: Sequence[RankRecord], buckets: int = BUCKETS) -> list
 def position_p(entries: Sequence[Mapping[str, Any]]) -> float | None:
     """Could the hit rates of :func:`by_position` be equal? Pearson's chi-squared test of homogeneity on hits@1.
 
+    A question that several runs answer counts once, with the mean of its hits: their answers are not independent.
+
     Returns:
         The p-value: small when the target's place decides whether it is found. None where there is nothing to test: a
         single number, no hits, or hits only.
@@ -118,8 +126,8 @@ def position_p(entries: Sequence[Mapping[str, Any]]) -> float | None:
     """
     from scipy.stats import chi2_contingency
 
-    users = np.array([entry["users"] for entry in entries], dtype=np.float64)
-    hits = np.round(users * [entry["hr@1"] for entry in entries])
+    users = np.array([entry.get("questions", entry["users"]) for entry in entries], dtype=np.float64)
+    hits = users * [entry["hr@1"] for entry in entries]
     if len(entries) < 2 or not 0 < hits.sum() < users.sum():
         return None
     result: Any = chi2_contingency(np.stack([hits, users - hits]), correction=False)

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from r2rec_jax.config import STAGES
+from r2rec_jax.config import STAGES, as_plain
 from r2rec_jax.data.fetch import changed_sources
 from r2rec_jax.files import read_json
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.progress import say
-from r2rec_jax.stages.run import CODE, FREE, RunFolder, builds_on, stage_key
+from r2rec_jax.stages.run import CODE, FREE, RunFolder, besides, builds_on, stage_key
 from r2rec_jax.training.metrics import JsonLines
 
 TAKEN = tuple(stage for stage in STAGES if stage not in FREE)
@@ -54,9 +54,12 @@ def reuse_stages(run: RunFolder, stages: Sequence[str], folders: Sequence[str]) 
 
 
 def _take(run: RunFolder, stage: str, other: Path) -> bool:
-    """Copy a stage if it is finished there under our key; whether it was."""
+    """Copy a stage if it is finished there under our key, and with what else it reads; whether it was."""
     entry = _finished(other).get(stage)
     if entry is None or entry["key"] != stage_key(run.config, stage) or not _same_below(run, stage, other):
+        return False
+    theirs = read_json(other / "run.json", "leave the folder out of --reuse")["config"]
+    if besides(theirs, stage) != besides(as_plain(run.config), stage):
         return False
     if stage == "prepare" and (changed := changed_sources(run.config.data, entry["result"].get("sources", {}))):
         say(f"reuse: {other} was prepared from other data ({', '.join(changed)}), which is not taken")

@@ -41,6 +41,10 @@ READS: dict[str, tuple[str, ...]] = {
 }
 """Which settings each stage reads (those of the stages it builds on come through their keys)."""
 
+BESIDES: dict[str, tuple[str, ...]] = {"thoughts": ("sft.thought_weight",)}
+"""Settings of other sections that a stage reads too. They are compared, but enter no key, which they did not when run
+folders came into use: what an earlier version has finished stays finished."""
+
 _BUILDS_ON: dict[str, tuple[str, ...]] = {
     "prepare": (), "thoughts": ("prepare",), "pretrain": ("thoughts",), "sft": ("pretrain",),
 }
@@ -107,7 +111,13 @@ def read_settings(plain: dict[str, Any], stage: str, texts: str = TEMPLATE_VERSI
             inner_skip = WITHOUT_EFFECT.get(f"{section}.{name}", ())
             flat[f"{section}.{name}"] = ({k: v for k, v in inner.items() if k not in inner_skip}
                                          if isinstance(inner, dict) else inner)
-    return flat
+    return flat | besides(plain, stage)
+
+
+def besides(plain: dict[str, Any], stage: str) -> dict[str, Any]:
+    """Those of :data:`BESIDES`, as {dotted name: value}."""
+    split = {name: name.split(".") for name in BESIDES.get(stage, ())}
+    return {name: plain[section].get(field) for name, (section, field) in split.items()}
 
 
 def prompts_identity(config: TrainConfig, negatives: str) -> list[str]:
@@ -118,7 +128,9 @@ def prompts_identity(config: TrainConfig, negatives: str) -> list[str]:
 def stage_key(config: TrainConfig, stage: str) -> str:
     """Fingerprint of everything that decides a stage's outcome."""
     below = [stage_key(config, name) for name in builds_on(config, stage)]
-    return fingerprint(stage, read_settings(as_plain(config), stage), below)
+    plain = as_plain(config)
+    own = {name: value for name, value in read_settings(plain, stage).items() if name not in besides(plain, stage)}
+    return fingerprint(stage, own, below)
 
 
 @dataclass

@@ -158,6 +158,18 @@ def test_position_bias_is_found_and_not_invented():
     assert position_p(by_position([record(0, MISS), record(1, MISS, 3)])) is None
 
 
+def test_runs_that_ask_the_same_are_no_more_people():
+    """Three runs answer alike: as many hits as one, and no more reason to believe in a bias."""
+    one = [record(n, 1 if n % 7 < 3 + (n % 5 == 0) else 9, position=n % 5) for n in range(60)]
+    alone, together = by_position(one), by_position(one * 3)
+    assert [entry.get("questions") for entry in alone] == [None] * 5
+    assert [(entry["users"], entry["questions"]) for entry in together] == [(36, 12)] * 5
+    p = position_p(alone)
+    assert p is not None and 0.1 < p < 0.99 and position_p(together) == pytest.approx(p)
+    redrawn = [replace(entry, candidates_sha=f"{seed}") for seed in range(3) for entry in one]
+    assert "questions" not in by_position(redrawn)[0], "other lists are other questions"
+
+
 def test_popularity_buckets_hold_equal_numbers_of_users():
     records = [record(n, 1 if n >= 6 else 9, edges=10 * n) for n in reversed(range(12))]
     got = by_popularity(records)

@@ -66,6 +66,12 @@ def test_half_finished_and_different_stages_are_not_taken(tmp_path: Path) -> Non
     assert not run.is_done("sft") and not run.is_done("grpo")
 
 
+def test_examples_of_another_mix_are_not_taken(tmp_path: Path) -> None:
+    mixed = make_run(tmp_path / "mixed", TAKEN)
+    run = make_run(tmp_path / "run", sft=SftConfig(thought_weight=0.0))
+    assert list(reuse_stages(run, TAKEN, [str(mixed.path)])) == ["prepare"]
+
+
 def test_other_outcomes_below_are_other_inputs(tmp_path: Path) -> None:
     """A teacher on a server may have written other thoughts under the same settings."""
     make_run(tmp_path / "a", TAKEN, value=2)

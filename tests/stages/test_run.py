@@ -133,6 +133,17 @@ def test_settings_that_came_later_do_not_undo_what_was_finished_before(tmp_path)
         open_run(config(tmp_path, sft=SftConfig(steps=7)))
 
 
+def test_the_examples_of_another_mix_are_not_trained_on(tmp_path):
+    """``thoughts`` writes them, by a setting of ``sft``."""
+    c, other = config(tmp_path), config(tmp_path, sft=SftConfig(thought_weight=0.0))
+    assert stage_key(c, "thoughts") == stage_key(other, "thoughts"), "folders of earlier versions stay finished"
+    finish(open_run(c), "prepare", "thoughts")
+    with pytest.raises(ValueError, match=r"sft\.thought_weight \(was 1\.0, now 0\.0\).* to run thoughts and what"):
+        open_run(other)
+    run = open_run(other, overwrite=True)
+    assert run.is_done("prepare") and not run.is_done("thoughts") and not run.folder("thoughts").exists()
+
+
 def test_grpo_without_sft_does_not_build_on_it(tmp_path):
     start = GrpoConfig(start="base", reference="base")
     c = config(tmp_path, grpo=start)
