@@ -105,7 +105,8 @@ def check_sampler(dataset: Dataset, negatives: Negatives, positive_above: float)
 
 
 def draw_candidates(dataset: Dataset, user_idx: int, target: int, *, size: int, negatives: Negatives,
-                    positive_above: float, weights: ItemWeights, split_seed: int, trained_on: bool = False) -> tuple[int, ...]:
+                    positive_above: float, weights: ItemWeights, split_seed: int, trained_on: bool = False,
+                    ) -> tuple[int, ...]:
     """The shuffled candidate list of one query.
 
     Args:

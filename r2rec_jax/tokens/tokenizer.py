@@ -26,6 +26,9 @@ MARKUP = ("<think>", "</think>", "<answer>", "</answer>")
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
+_PROBE = "Heat (1995) is good.\n7, 3, 12"
+"""What every tokenizer must give back: transformers 5 before 5.24 loads some byte-level ones without their spaces."""
+
 _Item = int | str | None
 """A part of a prompt: a token, text to encode, or (None) the user's place."""
 
@@ -61,7 +64,7 @@ class Tokenizer:
     """
 
     def __init__(self, parts: TokenizerParts) -> None:
-        """Build from parts; ValueError where they lack an end token or cannot encode every byte."""
+        """Build from parts; ValueError where they lack an end token, cannot encode every byte or do not fit together."""
         self._full, parts = build(parts)
         document = json.loads(parts.json)
         special = parts.special_tokens()
@@ -89,6 +92,10 @@ class Tokenizer:
         self.pad_id: int = self.end_id if parts.pad is None else added[parts.pad]
         self.vocab_size: int = max(self._full.get_vocab(with_added_tokens=True).values()) + 1
         self._hidden = {*self.end_ids, self.pad_id}
+        back = self.decode(self.encode(_PROBE))
+        if back != _PROBE:
+            raise ValueError(f"a tokenizer must give back what it encodes; {_PROBE!r} comes back as {back!r}: its parts do "
+                             "not fit together; upgrade transformers, or give the checkpoint's own tokenizer.json alone")
 
     @classmethod
     def load(cls, source: str | Path) -> Tokenizer:

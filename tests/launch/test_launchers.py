@@ -81,17 +81,19 @@ def test_run_sh_hands_the_settings_on_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(("child", "sent", "code"), [
-    ("exit 0", False, 0), ("exit 3", False, 3),
-    ("trap 'exit 0' TERM; touch {ready}; while :; do sleep 0.05; done", True, 143),
-    ("trap 'exit 1' TERM; touch {ready}; while :; do sleep 0.05; done", True, 1),
+    ("exit 0", None, 0), ("exit 3", None, 3),
+    ("trap 'exit 0' TERM; touch {ready}; while :; do sleep 0.05; done", signal.SIGTERM, 143),
+    ("trap 'exit 1' TERM; touch {ready}; while :; do sleep 0.05; done", signal.SIGTERM, 1),
+    ("trap 'exit 0' TERM; touch {ready}; while :; do sleep 0.05; done", signal.SIGINT, 143),
 ])
-def test_run_sh_tells_a_stopped_run_from_a_finished_one(child: str, sent: bool, code: int, tmp_path: Path) -> None:
+def test_run_sh_tells_a_stopped_run_from_a_finished_one(child: str, sent: signal.Signals | None, code: int,
+                                                        tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     program = _program(tmp_path / "python", child.format(ready=ready))
     process = subprocess.Popen([LAUNCH / "run.sh"], env=os.environ | {"PYTHON": str(program)})
     if sent:
         _wait_for(ready)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(sent)
     assert process.wait(timeout=30) == code
 
 

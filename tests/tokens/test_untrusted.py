@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -99,3 +101,19 @@ def test_a_model_that_cannot_be_guarded_is_refused(kind: str) -> None:
     document = {"version": "1.0", "added_tokens": [], "model": model}
     with pytest.raises(ValueError, match=f"byte-fallback BPE.*{kind}"):
         Tokenizer(TokenizerParts(json.dumps(document), eos="a"))
+
+
+def test_parts_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    """transformers' LlamaTokenizer gives a byte-level vocabulary a pre-tokenizer for another, which loses spaces."""
+    import json
+
+    from r2rec_jax.tokens.bpe import train_tokenizer
+    from r2rec_jax.tokens.parts import load_parts
+
+    train_tokenizer(["Heat (1995) is good."], 300, tmp_path)
+    parts = load_parts(tmp_path)
+    document = json.loads(parts.json)
+    metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": False}
+    document |= {"pre_tokenizer": metaspace, "model": document["model"] | {"byte_fallback": True}}
+    with pytest.raises(ValueError, match=r"give back what it encodes; 'Heat \(1995\) is .*' comes back as .*upgrade"):
+        Tokenizer(replace(parts, json=json.dumps(document)))
