@@ -120,13 +120,19 @@ class TreeCheckpoints:
         Raises:
             ValueError: when it belongs to something else, naming what; or when there are checkpoints and none can be
                 read.
+            MemoryError, PermissionError, JaxRuntimeError: there is no room, or no leave, to read one that may be whole.
         """
         reasons = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 stored = self._read(step, templates)
-            except (_OfSomethingElse, MemoryError):
+            except (_OfSomethingElse, MemoryError, PermissionError):
                 raise
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" in str(error):  # the device has no room, the file may be whole
+                    raise
+                reasons.append(f"step {step}: {one_line(error)}")
+                continue
             except Exception as error:  # of the many libraries below Orbax, each has its own for a damaged file
                 reasons.append(f"step {step}: {one_line(error)}")
                 continue
@@ -283,6 +289,15 @@ def one_line(error: BaseException, limit: int = 240) -> str:
     """An error's message on one line, shortened."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def let_go(tree: Any) -> Any:
+    """Free a tree's arrays; what is left are their shapes, types and places, for a tree that is read in their place."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)
+    for array in jax.tree.leaves(tree):
+        if isinstance(array, jax.Array) and not array.is_deleted():
+            array.delete()
+    return shapes
 
 
 def is_alive(tree: Any) -> bool:

@@ -35,7 +35,7 @@ from r2rec_jax.stages.run import stage_key
 from r2rec_jax.stages.thinking import read_examples, shown_thoughts
 from r2rec_jax.stages.workspace import Workspace
 from r2rec_jax.thoughts.truth import truth_of, truth_share
-from r2rec_jax.tokens.examples import Example, Limits, make_example
+from r2rec_jax.tokens.examples import Example, Limits, check_fit, make_example
 from r2rec_jax.training.checkpoints import Checkpoints, Identity
 from r2rec_jax.training.grpo import Environment, train_grpo
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
@@ -102,6 +102,8 @@ def sft_stage(work: Workspace) -> dict[str, Any]:
     limits = Limits(c.prompts.max_tokens, c.sft.max_completion)
     examples = [make_example(tokenizer, e.example_id, e.prompt, e.completion, limits)
                 for e in read_examples(work.run.folder("thoughts") / "sft.jsonl")]
+    check_fit(examples, backbone.config.max_positions, backbone.config.vocab_size, 0,
+              "prompts.max_tokens or sft.max_completion")
     say(f"sft: {len(examples)} examples, {sum(e.length for e in examples)} tokens, of them "
         f"{sum(len(e.completion_ids) for e in examples)} trained on; adapter r={c.lora.rank}")
     trained = train_sft(
@@ -117,6 +119,9 @@ def grpo_stage(work: Workspace) -> dict[str, Any]:
     c, backbone, tokenizer = work.config, work.backbone, work.tokenizer
     queries = work.prepared.queries["rl"]
     rendered = render_queries(work.prepared, queries, c.prompts, tokenizer, shown_thoughts(work, queries))
+    prompts = [Example(r.query.query_id, r.chat.ids, ()) for r in rendered]
+    check_fit(prompts, backbone.config.max_positions, backbone.config.vocab_size, c.grpo.max_new_tokens,
+              "grpo.max_new_tokens or prompts.max_tokens")
     band = resolve_band(c.rewards, work.run.result("thoughts")["ranking_statements"])
     say(f"grpo: {len(rendered)} prompts, {c.grpo.group_size} completions each; full step reward for "
         f"{band.low} to {band.high} statements")
@@ -124,9 +129,8 @@ def grpo_stage(work: Workspace) -> dict[str, Any]:
                               tokenizer.pad_id)
     start = work.adapter("sft") if c.grpo.start == "sft" else fresh_adapter(work)
     trained = train_grpo(
-        _frozen(work, backbone), start, [Example(r.query.query_id, r.chat.ids, ()) for r in rendered], c.grpo,
-        environment, seed=c.train_seed, checkpoints=_checkpoints(work, "grpo", backbone, c.lora),
-        metrics=_metrics(work, "grpo"),
+        _frozen(work, backbone), start, prompts, c.grpo, environment, seed=c.train_seed,
+        checkpoints=_checkpoints(work, "grpo", backbone, c.lora), metrics=_metrics(work, "grpo"),
         completions_log=JsonLines(work.run.folder("grpo") / "completions.jsonl") if is_first() else None)
     _keep_adapter(work, "grpo", trained.params)
     return {**count_dropped(rendered), "band": [band.low, band.high], "steps": trained.steps,

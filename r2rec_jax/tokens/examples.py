@@ -52,6 +52,31 @@ class Limits:
     completion_tokens: int
 
 
+def check_fit(examples: Sequence[Example], positions: int, vocab_size: int, room: int, lower: str) -> None:
+    """Refuse examples that a model cannot read, before hours are spent on those that it can.
+
+    Args:
+        examples: to be trained on.
+        positions: tokens that the model was made for.
+        vocab_size: rows of its embedding; other ids would read the wrong row without an error.
+        room: tokens of a completion that is still to be written.
+        lower: the settings that shorten them.
+
+    Raises:
+        ValueError: the longest is too long, or an id has no row (names the example).
+    """
+    longest = max(examples, key=lambda example: example.length)
+    if longest.length + room > positions:
+        written = f" and {room} to be written" if room else ""
+        raise ValueError(f"examples must fit the {positions} positions of the backbone; {longest.example_id!r} has "
+                         f"{longest.length} tokens{written}; lower {lower}")
+    for example in examples:
+        highest = max((*example.prompt_ids, *example.completion_ids))
+        if highest >= vocab_size:
+            raise ValueError(f"token ids must be below {vocab_size}, the rows of the backbone's embedding; "
+                             f"{example.example_id!r} has {highest}; give the backbone its own tokenizer")
+
+
 class FittedPrompt(NamedTuple):
     """A prompt's text within the limit, and how many chains were dropped for it."""
 

@@ -64,7 +64,7 @@ class Tokenizer:
     """
 
     def __init__(self, parts: TokenizerParts) -> None:
-        """Build from parts; ValueError where they lack an end token, cannot encode every byte or do not fit together."""
+        """Build from parts; ValueError where they lack an end token, cannot encode every byte or lose text."""
         self._full, parts = build(parts)
         document = json.loads(parts.json)
         special = parts.special_tokens()
@@ -94,8 +94,8 @@ class Tokenizer:
         self._hidden = {*self.end_ids, self.pad_id}
         back = self.decode(self.encode(_PROBE))
         if back != _PROBE:
-            raise ValueError(f"a tokenizer must give back what it encodes; {_PROBE!r} comes back as {back!r}: its parts do "
-                             "not fit together; upgrade transformers, or give the checkpoint's own tokenizer.json alone")
+            raise ValueError(f"a tokenizer must give back what it encodes; {_PROBE!r} comes back as {back!r}; upgrade "
+                             "transformers, or give the checkpoint's own tokenizer.json alone")
 
     @classmethod
     def load(cls, source: str | Path) -> Tokenizer:

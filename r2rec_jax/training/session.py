@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from r2rec_jax import progress, stopping
-from r2rec_jax.checkpoints import is_alive
+from r2rec_jax.checkpoints import is_alive, let_go
 from r2rec_jax.parallel.distributed import StoppedTogether, check_stop, several
 from r2rec_jax.tokens.loader import Loader
 from r2rec_jax.training.checkpoints import Checkpoints
@@ -72,7 +72,9 @@ class Session:
         self.compile_s = 0.0
         self._loader, self._checkpoints, self._metrics, self._log = loader, checkpoints, metrics, log
         self._checkpoint_every, self._log_every, self._shown = checkpoint_every, log_every, shown
-        restored = checkpoints.restore(state) if checkpoints is not None else None
+        restored = None
+        if checkpoints is not None and checkpoints.latest_step is not None:
+            restored = checkpoints.restore(let_go(state))  # of a large model there must not be two
         if restored is not None:
             state, self.start = restored.state, restored.step
             loader.set_state(restored.loader_state)

@@ -45,6 +45,11 @@ class SharedCheckpoints:
         whole = to_host(state)
         on_first(self._call(lambda files: files.save(step, whole, loader_state)))
 
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint; None when there is none."""
+        return on_first(self._call(lambda files: files.latest_step))
+
     def restore(self, template: TrainState) -> Restored | None:
         """The newest checkpoint that can be read, placed on the mesh; None when there is none."""
         empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2rec_jax.tokens.examples import Limits, fit_prompt, make_example, pad
+from r2rec_jax.tokens.examples import Example, Limits, check_fit, fit_prompt, make_example, pad
 from r2rec_jax.tokens.tokenizer import Tokenizer
 
 LIMITS = Limits(prompt_tokens=512, completion_tokens=64)
@@ -52,6 +52,18 @@ def test_limits_are_errors_that_name_the_example(tiny: Tokenizer) -> None:
             make_example(tiny, "q-9", "Which one?", COMPLETION, limits)
     with pytest.raises(ValueError, match=r"at least one token.*'q-9'"):
         make_example(tiny, "q-9", "Which one?", "", LIMITS)
+
+
+def test_what_a_backbone_cannot_read_is_refused_before_training() -> None:
+    examples = [Example("a", (1, 2), (3,)), Example("b", (4, 5, 6), (7, 8))]
+    check_fit(examples, 5, 9, 0, "x")
+    check_fit(examples, 8, 9, 3, "x")
+    with pytest.raises(ValueError, match=r"fit the 7 positions .* 'b' has 5 tokens and 3 to be written; lower x"):
+        check_fit(examples, 7, 9, 3, "x")
+    with pytest.raises(ValueError, match=r"fit the 4 positions .* 'b' has 5 tokens; lower x"):
+        check_fit(examples, 4, 9, 0, "x")
+    with pytest.raises(ValueError, match=r"below 8, the rows .* 'b' has 8; give"):
+        check_fit(examples, 5, 8, 0, "x")
 
 
 def _render(chains: int) -> str:

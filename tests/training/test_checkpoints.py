@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r2rec_jax.checkpoints import flatten
+from r2rec_jax.checkpoints import flatten, is_alive, let_go
 from r2rec_jax.config import LoraConfig
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.state import init_state, make_optimizer
@@ -131,6 +131,32 @@ def test_none_good_is_the_reason_to_stop(state, checkpoints):
         again.restore(state)
     assert "\n" not in str(error.value) and again.latest_step == 2, "nothing is deleted"
     again.close()
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError("no room"), PermissionError("no leave"),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")], ids=repr)
+def test_what_has_no_room_is_not_called_damaged(state, checkpoints, monkeypatch, error):
+    own = checkpoints()
+    own.save(1, state, LOADER)
+    own.save(2, state, LOADER)
+    with monkeypatch.context() as broken:
+        broken.setattr(own, "_read_tree", lambda *_: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error), match=str(error)):
+            own.restore(state)
+    assert own.latest_step == 2 and own.restore(state).step == 2
+    own.close()
+
+
+def test_a_state_that_is_read_takes_the_place_of_the_one_that_was_made(state, checkpoints, trees_equal):
+    own = checkpoints()
+    own.save(1, state, LOADER)
+    made = init_state(state.params, make_optimizer(1e-3, "constant", 0, 10, 0, 1.0))
+    kept = jax.tree.map(np.asarray, state)
+    shapes = let_go(made)
+    assert all(x.is_deleted() for x in jax.tree.leaves(made)) and not is_alive(made) and is_alive(state)
+    assert trees_equal(own.restore(shapes).state, kept)
+    own.close()
 
 
 def test_other_shapes_are_named(state, checkpoints):
