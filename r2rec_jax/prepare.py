@@ -33,6 +33,11 @@ _DATA_ROWS = (
     ("items nobody rated, left out", "items_without_interactions"), ("eligible users", "eligible_users"),
     ("evaluation users", "evaluation_users"),
 )
+_MISSING_ROWS = (("items without attributes", "items_without_attributes"),
+                 ("items without a title, shown by their id", "items_without_title"),
+                 ("users without attributes", "users_without_attributes"))
+"""Shown where there are some."""
+
 
 
 def _hide_other_settings(parser: Any) -> None:
@@ -51,7 +56,7 @@ def print_counts(manifest: Mapping[str, Any], folder: Path) -> None:
     data = Table(title=str(manifest["dataset"]), title_justify="left")
     data.add_column("what")
     data.add_column("count", justify="right")
-    for label, key in _DATA_ROWS:
+    for label, key in (*_DATA_ROWS, *(row for row in _MISSING_ROWS if counts.get(row[1]))):
         value = counts[key]
         data.add_row(label, f"{value:,}" if isinstance(value, int) else f"{value:.3g}")
     console.print(data)

@@ -64,7 +64,7 @@ def read_attributes(connection: duckdb.DuckDBPyConnection, file: TableFile, id_c
     connection.register("wanted", pa.table({_ID: ids, _INDEX: np.arange(len(ids), dtype=np.int64)}))
     source = ", ".join(identifier(column) for column in file.types)
     values = "".join(f", {expression} AS {identifier(name)}" for name, expression in columns.items())
-    key = file.text(id_column)
+    key = file.id(id_column)
     with reading(file.path):
         connection.execute(
             f"CREATE OR REPLACE TABLE attributes AS SELECT {_INDEX}, {ROW}, {key} AS {_ID}{values} "

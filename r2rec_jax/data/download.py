@@ -159,8 +159,8 @@ def _extent(response: Any, url: str) -> tuple[int, int]:
             return int(found[1]), int(found[2])
     elif response.headers.get("Content-Length", "").isdigit():
         return 0, int(response.headers["Content-Length"])
-    raise ValueError(f"the server of {url} must tell the size of the file; it does not; download it by other means and "
-                     "set data.path")
+    raise Unreachable(f"the server of {url} must tell the size of the file; it does not; download it by other means "
+                      "and set data.path")
 
 
 def _check_room(target: Path, needed: int) -> None:

@@ -109,8 +109,8 @@ def load_rows(connection: duckdb.DuckDBPyConnection, file: TableFile, *, user: s
     times, unit = _time(connection, file, timestamp, time_unit)
     with reading(file.path):
         connection.execute(
-            f"CREATE OR REPLACE TABLE raw AS SELECT row_number() OVER () AS place, {file.text(user)} AS user_id, "
-            f"{file.text(item)} AS item_id, {stars} AS rating, {times} AS timestamp FROM {file.scan}")
+            f"CREATE OR REPLACE TABLE raw AS SELECT row_number() OVER () AS place, {file.id(user)} AS user_id, "
+            f"{file.id(item)} AS item_id, {stars} AS rating, {times} AS timestamp FROM {file.scan}")
     low, high = rating_range or (-math.inf, math.inf)
     broken = {
         user: ("a user id must not be empty", "coalesce(user_id, '') = ''"),
@@ -130,8 +130,17 @@ def load_rows(connection: duckdb.DuckDBPyConnection, file: TableFile, *, user: s
         if place is not None:
             value = value_at(connection, file, column, place)
             got = "nothing" if value is None else shown(value)
+            if column == timestamp and value is not None and _is_number(value):
+                rule = f"a time below {_SECONDS_FROM:g} must be a whole number: days or hours would lose their order"
             raise ValueError(f"{file.path.name} row {place} (the header not counted), {column}: {rule}; got {got}; "
                              f"correct the row or get the file again ({file.path})")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _time(connection: duckdb.DuckDBPyConnection, file: TableFile, column: str | None, unit: TimeUnit,
@@ -149,7 +158,9 @@ def _time(connection: duckdb.DuckDBPyConnection, file: TableFile, column: str | 
         unit = "iso" if first and first[0][0] is None else "auto"
     if unit == "iso":
         return f"epoch_ms(TRY_CAST({file.text(column)} AS TIMESTAMPTZ))", "iso"
-    return f"TRY_CAST(floor({file.number(column)}) AS BIGINT)", "number"
+    number = file.number(column)
+    return (f"CASE WHEN {number} = floor({number}) OR {number} >= {_SECONDS_FROM} "
+            f"THEN TRY_CAST(floor({number}) AS BIGINT) END"), "number"
 
 
 def unit_of(connection: duckdb.DuckDBPyConnection, file: TableFile, column: str | None, unit: TimeUnit,

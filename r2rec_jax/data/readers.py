@@ -57,6 +57,14 @@ class TableFile:
         name = identifier(column)
         return name if self.types[column] == "VARCHAR" else f"CAST({name} AS VARCHAR)"
 
+    def id(self, column: str) -> str:
+        """SQL of a column of ids as VARCHAR, without space around them; 7.0 of a column of floats is 7."""
+        name, kind = identifier(column), self.types[column]
+        if kind in ("DOUBLE", "FLOAT"):
+            return (f"CASE WHEN {name} = floor({name}) THEN CAST(CAST({name} AS HUGEINT) AS VARCHAR) "
+                    f"ELSE CAST({name} AS VARCHAR) END")
+        return f"trim({self.text(column)})"
+
     def number(self, column: str) -> str:
         """SQL of a column as DOUBLE, NULL where it is no number."""
         name = identifier(column)

@@ -20,7 +20,7 @@ from r2rec_jax.data.attributes import ROW, read_attributes
 from r2rec_jax.data.duck import connect, index_rows, load_rows, unit_of
 from r2rec_jax.data.fetch import sha256_of
 from r2rec_jax.data.interactions import Dataset, build_dataset
-from r2rec_jax.data.readers import kind_of, open_table, value_at
+from r2rec_jax.data.readers import TableFile, kind_of, open_table, value_at
 from r2rec_jax.data.rows import shown
 from r2rec_jax.data.tables import ItemTable, UserTable
 
@@ -148,6 +148,7 @@ def _items(connection: duckdb.DuckDBPyConnection, folder: Path, table: TableConf
         value = shown(value_at(connection, file, table.year, min(bad)) or "")
         raise ValueError(f"{path.name} row {min(bad)} (the header not counted), {table.year}: a year must be a whole "
                          f"number; got {value}; correct the row ({path})")
+    _check_known(connection, file, table.item_id, "items", ids, found.missing)
     notes = {"items_without_attributes": found.missing, "items_without_title": found.column("title").null_count}
     items = ItemTable(ids, found.filled("title", ids),
                       None if table.year is None else found.column("year"),
@@ -164,5 +165,23 @@ def _users(connection: duckdb.DuckDBPyConnection, folder: Path, table: TableConf
                       delimiter=table.delimiter)
     columns = {f"attribute {name}": f"nullif(trim({file.text(name)}), '')" for name in table.attributes}
     found = read_attributes(connection, file, table.user_id, ids, columns, repeated="refuse")
+    _check_known(connection, file, table.user_id, "users", ids, found.missing)
     users = UserTable(ids, [(_label(name), found.column(f"attribute {name}")) for name in table.attributes])
     return users, {"users_without_attributes": found.missing}
+
+
+def _check_known(connection: duckdb.DuckDBPyConnection, file: TableFile, column: str, what: str, ids: pa.Array,
+                 missing: int) -> None:
+    """Say that most of the ids have no row, as when the files write them differently.
+
+    Raises:
+        ValueError: none has one.
+    """
+    if 2 * missing <= len(ids):
+        return
+    (theirs,), = connection.execute(f"SELECT min({file.id(column)}) FROM {file.scan}").fetchall()
+    found = (f"{missing} of the {len(ids)} {what} of the events are not in column {column} of {file.path.name}, which "
+             f"has {shown(theirs or '')} where the events have {shown(ids[0].as_py())}")
+    if missing == len(ids):
+        raise ValueError(f"{found}; write the ids alike in both files")
+    progress.say(f"warning: {found}; they have no attributes")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,14 @@ def load_backbone(
         if path.suffix.lower() != ".gguf":
             raise ValueError(f"a backbone file must be a .gguf; got {path}; for safetensors give the folder")
         return assemble(*read_gguf(path), lora, dtype, quantize=quantize, mesh=mesh)
-    if not path.is_dir():
+    from_hub = not path.is_dir()
+    if from_hub:
         path = fetch_from_hub(str(source))
     hf_config, tensors = open_hf_folder(path)
     generation = path / "generation_config.json"
-    return assemble(hf_config, tensors, lora, dtype, quantize=quantize, mesh=mesh,
-                    generation_config=read_json(generation) if generation.is_file() else None)
+    loaded = assemble(hf_config, tensors, lora, dtype, quantize=quantize, mesh=mesh,
+                      generation_config=read_json(generation) if generation.is_file() else None)
+    return replace(loaded, source=str(source)) if from_hub else loaded  # an adapter names its base for other machines
 
 
 def fetch_from_hub(source: str) -> Path:

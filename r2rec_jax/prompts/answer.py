@@ -29,6 +29,7 @@ _NUMBER = re.compile(r"(?<!\w)[-+]?[0-9]+(?:\.[0-9]+)?(?!\w)")
 _NUMBERED_LINE = re.compile(r"^[\W_]*[0-9]{1,3}\s*[.):\]]")
 _LIST_MARK = re.compile(r"^(?:[-*•]|[(\[]?[0-9]{1,3}[.):\]])\s+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_YEAR = re.compile(r"\(([0-9]{4})\b[^()]*\)(?: \[[0-9]+\])?$")
 _LAST_PARENTHESIS = re.compile(r"\([^()]*\)(?: \[[0-9]+\])?$")
 TAG = re.compile(r"</?(?:think|answer)>")
 """What a statement may not hold."""
@@ -176,6 +177,12 @@ def _titles_pattern(titles: Sequence[str]) -> re.Pattern[str] | None:
     return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, names)) + r")(?:\s*\([^()]*\))*(?!\w)")
 
 
+def _year(title: str) -> str | None:
+    """The year in a label's last parenthesis: ``Heat (1995; Crime)`` -> ``1995``."""
+    found = _YEAR.search(title)
+    return found[1] if found else None
+
+
 def _bare(title: str) -> str:
     """A label without its last parenthesis: ``Heat (1995)`` -> ``Heat``."""
     return _LAST_PARENTHESIS.sub("", title).rstrip()
@@ -203,7 +210,8 @@ def _read_numbers(block: str, n_candidates: int) -> list[int | None]:
 
 
 def _read_titles(block: str, titles: Sequence[str]) -> list[int | None]:
-    """Each line as a 0-based position: the label exactly, else without list mark and case, else without year."""
+    """Each line as a 0-based position: the label exactly, else without list mark and case, else without the year that
+    the line or the label lacks: a film of the same name and another year is no candidate."""
     exact = {title: position for position, title in enumerate(titles)}
     folded: dict[str, list[int]] = {}
     bare: dict[str, list[int]] = {}
@@ -216,9 +224,11 @@ def _read_titles(block: str, titles: Sequence[str]) -> list[int | None]:
         if line in exact:
             return exact[line]
         plain = _LIST_MARK.sub("", line).strip(" \"'*,;").casefold()
-        for index, key in ((folded, plain), (bare, _bare(plain))):
-            if len(index.get(key, ())) == 1:
-                return index[key][0]
+        if len(folded.get(plain, ())) == 1:
+            return folded[plain][0]
+        found = bare.get(_bare(plain), ())
+        if len(found) == 1 and len({_year(plain), _year(titles[found[0]])} - {None}) < 2:
+            return found[0]
         return None
 
     lines = [line for line in block.split("\n") if line.strip()]

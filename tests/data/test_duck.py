@@ -149,7 +149,7 @@ def test_a_cut_archive_is_refused(name: str, tmp_path: Path, connection: duckdb.
     ([0, 5, 1_600_000_000_123], [0, 5, 1_600_000_000_123], "milliseconds"),
     (["2024-05-01T12:00:00+02:00", "2024-05-01T10:00:00Z", "2024-05-01"],
      [1714557600000, 1714557600000, 1714521600000], "milliseconds"),
-    ([1.9, 2.0, 1e9], [1, 2, 1_000_000_000], "seconds"),
+    ([2.0, 1.9e8 + 0.5, 1e9], [2, 190_000_000, 1_000_000_000], "seconds"),
 ])
 @pytest.mark.parametrize("form", ["a.csv", "a.jsonl", "a.parquet"])
 def test_times(column: list, expected: list[int], unit: str, form: str, tmp_path: Path,
@@ -162,6 +162,28 @@ def test_times(column: list, expected: list[int], unit: str, form: str, tmp_path
     events = read(connection, tmp_path / form)
     assert {item: time for _, item, _, time in listed(events)} == {f"i{n}": time for n, time in enumerate(expected)}
     assert events.unit == unit
+
+
+@pytest.mark.parametrize("form", ["a.csv", "a.jsonl"])
+def test_days_with_fractions_are_not_cut_off(form: str, tmp_path: Path, connection: duckdb.DuckDBPyConnection) -> None:
+    """All of one day would be at one time, and which like is the last one a matter of chance."""
+    rows = [("u", "a", 5.0, 45413.0), ("u", "b", 5.0, 45413.25)]
+    write(tmp_path / form, csv_text(rows) if form == "a.csv" else json_lines(rows))
+    with pytest.raises(ValueError, match=r"row 2 .* a time below 1e\+08 must be a whole number.*got '45413\.25'"):
+        read(connection, tmp_path / form)
+
+
+@pytest.mark.parametrize("form", ["a.csv", "a.parquet"])
+def test_ids_are_the_same_however_they_are_set_off(form: str, tmp_path: Path, connection: duckdb.DuckDBPyConnection,
+                                                   ) -> None:
+    """Blanks behind a comma, and what pandas makes of numbers with gaps."""
+    if form == "a.parquet":
+        pq.write_table(pa.table({"user": [1.0, 2.5], "item": ["x ", "x"], "rating": [4, 5], "time": [1, 2]}),
+                       tmp_path / form)
+    else:
+        write(tmp_path / form, "user, item, rating, time\n1, x, 4, 1\n2.5, x , 5, 2\n")
+    events = read(connection, tmp_path / form)
+    assert events.user_ids.to_pylist() == ["1", "2.5"] and events.item_ids.to_pylist() == ["x"]
 
 
 def test_typed_times_of_parquet(tmp_path: Path, connection: duckdb.DuckDBPyConnection) -> None:

@@ -184,6 +184,8 @@ def change(name: str, old: str, new: str) -> Callable[[Path], None]:
     (change("songs.csv", "s2", "s1"), r"songs\.csv row 1 .*id: ids must be unique; 's1' comes again"),
     (change("songs.csv", "tags", "genre"), r"songs\.csv must have .*missing tags"),
     (change("listeners.csv", "who", "name"), r"listeners\.csv must have .*missing who"),
+    (change("listeners.csv", "bob,44,\nzoe,9,Rome\nann", "Bob,44,\nzoe,9,Rome\nAnn"),
+     r"2 of the 2 users of the events are not in column who of listeners\.csv, which has 'Ann' where .* 'ann'; write"),
     (lambda folder: (folder / "songs.csv").unlink(), r"songs\.csv must be in .*missing"),
 ])
 def test_bad_tables_are_refused(folder: Path, spoil: Callable[[Path], None], expected: str) -> None:
@@ -191,6 +193,15 @@ def test_bad_tables_are_refused(folder: Path, spoil: Callable[[Path], None], exp
     with pytest.raises(ValueError, match=expected) as caught:
         load(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_most_items_without_attributes_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load(folder)
+    assert "warning" not in capsys.readouterr().err, "one of three"
+    change("songs.csv", "s1,", "01,")(folder)
+    assert load(folder).notes["items_without_attributes"] == 2
+    told = "warning: 2 of the 3 items of the events are not in column id of songs.csv, which has '01' where the events"
+    assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_threshold_that_nothing_passes(folder: Path) -> None:

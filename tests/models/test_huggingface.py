@@ -168,7 +168,9 @@ def test_hub_id_takes_data_files_only(folder, monkeypatch) -> None:
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert load_backbone("some-org/some-model", None, "float32").config.vocab_size == 97
+    loaded = load_backbone("some-org/some-model", None, "float32")
+    assert loaded.config.vocab_size == 97
+    assert loaded.source == "some-org/some-model", "what an adapter names as its base, on whatever machine"
     assert asked["source"] == "some-org/some-model"
     assert not [p for p in asked["allow_patterns"] if p.endswith((".py", ".bin", ".pth", "*"))
                 and p != "tokenizer*"]

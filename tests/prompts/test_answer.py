@@ -95,6 +95,7 @@ def test_numbers(block: str, ranking: tuple[int, ...], duplicates: int, outside:
     ("- **Fargo**\n\n* Seven (1995; Crime)", (2, 4), 0),
     ("Fargo (1996); Big (1988)", (2, 1), 0),
     ("Fargo 2 (1996)\nBig (1988)", (1,), 1),
+    ("Fargo (1997)\nheat (1995; Crime)\nSeven (Se7en)", (0, 4), 1),
 ])
 def test_titles(block: str, ranking: tuple[int, ...], outside: int) -> None:
     parsed = parse(f"<answer>\n{block}\n</answer>", form="titles")
