@@ -96,7 +96,7 @@ def gather(asked: ExperimentList, trials: Sequence[Trial], baselines: Sequence[T
         experiments=[_described(experiment) for experiment in asked.experiments], status=status,
         significance=compared(pool), variants=compared_variants(pool), searches=compared_searches(pool),
         breakdowns=breakdowns(pool), diagnostics=diagnostics(pool),
-        curves=[curve for trial in trials if trial.experiment.headline and "grpo" in trial.order["stages"]
+        curves=[curve for trial in trials if trial.experiment.split == "test" and "grpo" in trial.order["stages"]
                 and trial.outcome() is not None for curve in grpo_curves(trial)],
         runs=[_origin(entry) for entry in found])
     hardware = dict.fromkeys(entry.result["hardware"] for entry in found)
