@@ -71,7 +71,8 @@ def test_a_signal_reaches_the_program_and_what_there_is_is_handed_over(tmp_path:
     write_list(tmp_path, experiments=SHORT, baselines=[])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "runs.tar.gz.ab").write_bytes(b"of an earlier start")
-    with subprocess.Popen([str(SCRIPT)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    listening = ["env", "--default-signal=INT"]  # under nohup, and behind &, SIGINT is ignored
+    with subprocess.Popen([*listening, str(SCRIPT)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           env=environment(tmp_path)) as script:
         assert script.stdout is not None
         assert any("started; log in" in line for line in script.stdout)

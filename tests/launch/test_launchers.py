@@ -90,7 +90,8 @@ def test_run_sh_tells_a_stopped_run_from_a_finished_one(child: str, sent: signal
                                                         tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     program = _program(tmp_path / "python", child.format(ready=ready))
-    process = subprocess.Popen([LAUNCH / "run.sh"], env=os.environ | {"PYTHON": str(program)})
+    listening = ["env", "--default-signal=INT"]  # under nohup, and behind &, SIGINT is ignored
+    process = subprocess.Popen([*listening, LAUNCH / "run.sh"], env=os.environ | {"PYTHON": str(program)})
     if sent:
         _wait_for(ready)
         process.send_signal(sent)
