@@ -3,8 +3,9 @@
 #
 #   launch/run.sh --config configs/movielens_1m_8b.yaml --run_dir runs/movielens-1m-8b [settings]
 #
-# Asked to stop (SIGTERM, SIGUSR1, SIGHUP, Ctrl-C), the program saves a checkpoint and exits with 0, which a scheduler would
-# take for the end of the work. So this passes the signal on and exits with 143 instead; started again, the run goes on.
+# Asked to stop (SIGTERM, SIGUSR1, SIGHUP, Ctrl-C), the program saves a checkpoint and exits with 0, which a scheduler
+# would take for the end of the work. So this passes the signal on and exits with 143 instead; started again, the run
+# goes on.
 # PYTHON names the interpreter (.venv/bin/python); DRY_RUN=1 prints the command.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -128,12 +128,9 @@ class TreeCheckpoints:
                 stored = self._read(step, templates)
             except (_OfSomethingElse, MemoryError, PermissionError):
                 raise
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" in str(error):  # the device has no room, the file may be whole
-                    raise
-                reasons.append(f"step {step}: {one_line(error)}")
-                continue
             except Exception as error:  # of the many libraries below Orbax, each has its own for a damaged file
+                if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+                    raise  # the device has no room, the file may be whole
                 reasons.append(f"step {step}: {one_line(error)}")
                 continue
             for reason in reasons:
@@ -196,8 +193,7 @@ class TreeCheckpoints:
         return Stored(step, trees, meta)
 
     def _read_tree(self, step: int, name: str, template: Any, described: dict[str, list[Any]]) -> Any:
-        wanted = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
-                  for path, x in flatten(template).items()}
+        wanted = {path: _shape_of(x) for path, x in flatten(template).items()}
         shapes = {path: [list(x.shape), str(x.dtype)] for path, x in wanted.items()}
         stored = {path: entry[:2] for path, entry in described.items()}
         if shapes != stored:
@@ -291,9 +287,13 @@ def one_line(error: BaseException, limit: int = 240) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
+
+
 def let_go(tree: Any) -> Any:
     """Free a tree's arrays; what is left are their shapes, types and places, for a tree that is read in their place."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)
+    shapes = jax.tree.map(_shape_of, tree)
     for array in jax.tree.leaves(tree):
         if isinstance(array, jax.Array) and not array.is_deleted():
             array.delete()

@@ -32,7 +32,7 @@ from r2rec_jax.reporting.breakdowns import plot_breakdowns
 from r2rec_jax.reporting.comparison import markdown_report
 from r2rec_jax.reporting.terminal import print_comparison
 from r2rec_jax.stages.cli import make_parser, parse
-from r2rec_jax.stages.run import HOSTED, RunFolder, builds_on, prompts_identity, read_settings
+from r2rec_jax.stages.run import HOSTED, RunFolder, builds_on, compared_settings, prompts_identity
 
 _RANKS = re.compile(r"ranks-test-(uniform|popularity|disliked)-.+\.jsonl")
 _TEST_SPLITS = ("last-positive", "global-time")
@@ -196,7 +196,7 @@ def _variant(run: RunFolder, system: str, asked: Mapping[str, Any]) -> str:
     waiting, settings = [trained or "thoughts"], {}
     while waiting:
         stage = waiting.pop()
-        read = read_settings(plain, stage, run.texts)
+        read = compared_settings(plain, stage, run.texts)
         settings |= {name: value for name, value in read.items() if name not in _SEEDS}
         waiting += builds_on(config, stage)
     return fingerprint(system, settings, asked)

@@ -20,7 +20,7 @@ from r2rec_jax.data.fetch import changed_sources
 from r2rec_jax.files import read_json
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.progress import say
-from r2rec_jax.stages.run import CODE, FREE, RunFolder, besides, builds_on, stage_key
+from r2rec_jax.stages.run import BESIDES, CODE, FREE, RunFolder, besides, builds_on, stage_key
 from r2rec_jax.training.metrics import JsonLines
 
 TAKEN = tuple(stage for stage in STAGES if stage not in FREE)
@@ -58,8 +58,7 @@ def _take(run: RunFolder, stage: str, other: Path) -> bool:
     entry = _finished(other).get(stage)
     if entry is None or entry["key"] != stage_key(run.config, stage) or not _same_below(run, stage, other):
         return False
-    theirs = read_json(other / "run.json", "leave the folder out of --reuse")["config"]
-    if besides(theirs, stage) != besides(as_plain(run.config), stage):
+    if stage in BESIDES and besides(_config(other), stage) != besides(as_plain(run.config), stage):
         return False
     if stage == "prepare" and (changed := changed_sources(run.config.data, entry["result"].get("sources", {}))):
         say(f"reuse: {other} was prepared from other data ({', '.join(changed)}), which is not taken")
@@ -96,6 +95,10 @@ def _changed(run: RunFolder, stage: str, other: Path) -> bool:
 def _finished(folder: Path) -> dict[str, Any]:
     path = folder / "stages.json"
     return read_json(path, "run its stages again, or leave the folder out of --reuse") if path.exists() else {}
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "run.json", "leave the folder out of --reuse")["config"]
 
 
 def _same_below(run: RunFolder, stage: str, other: Path) -> bool:

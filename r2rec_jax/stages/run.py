@@ -111,13 +111,19 @@ def read_settings(plain: dict[str, Any], stage: str, texts: str = TEMPLATE_VERSI
             inner_skip = WITHOUT_EFFECT.get(f"{section}.{name}", ())
             flat[f"{section}.{name}"] = ({k: v for k, v in inner.items() if k not in inner_skip}
                                          if isinstance(inner, dict) else inner)
-    return flat | besides(plain, stage)
+    return flat
 
 
 def besides(plain: dict[str, Any], stage: str) -> dict[str, Any]:
     """Those of :data:`BESIDES`, as {dotted name: value}."""
     split = {name: name.split(".") for name in BESIDES.get(stage, ())}
     return {name: plain[section].get(field) for name, (section, field) in split.items()}
+
+
+def compared_settings(plain: dict[str, Any], stage: str, *texts: str) -> dict[str, Any]:
+    """What tells two outcomes of a stage apart: :func:`read_settings`, whose arguments these are, and
+    :func:`besides`."""
+    return read_settings(plain, stage, *texts) | besides(plain, stage)
 
 
 def prompts_identity(config: TrainConfig, negatives: str) -> list[str]:
@@ -128,9 +134,7 @@ def prompts_identity(config: TrainConfig, negatives: str) -> list[str]:
 def stage_key(config: TrainConfig, stage: str) -> str:
     """Fingerprint of everything that decides a stage's outcome."""
     below = [stage_key(config, name) for name in builds_on(config, stage)]
-    plain = as_plain(config)
-    own = {name: value for name, value in read_settings(plain, stage).items() if name not in besides(plain, stage)}
-    return fingerprint(stage, own, below)
+    return fingerprint(stage, read_settings(as_plain(config), stage), below)
 
 
 @dataclass
@@ -192,7 +196,7 @@ class RunFolder:
         for stage in STAGES:
             if stage in FREE:
                 continue
-            old, new = read_settings(old_plain, stage, old_texts), read_settings(plain, stage)
+            old, new = compared_settings(old_plain, stage, old_texts), compared_settings(plain, stage)
             changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
             if changed and (stage in done or self.folder(stage).exists()):
                 touched.append(stage)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
@@ -23,7 +24,7 @@ from r2rec_jax.prompts.answer import read_statements, split_completion
 from r2rec_jax.prompts.ranking import shown_chains
 from r2rec_jax.prompts.views import QueryView
 from r2rec_jax.thoughts.target import CONCLUSIONS, before_the_answer
-from r2rec_jax.thoughts.teacher import end_once, every_phrasing
+from r2rec_jax.thoughts.teacher import Phrase, end_once, every_phrasing
 from r2rec_jax.thoughts.template import TemplateTeacher
 
 
@@ -51,23 +52,19 @@ def truth_of(view: QueryView, config: PromptConfig, chains_kept: int | None = No
     """
     teacher = TemplateTeacher(config.template(view.domain))
     shown = shown_chains(view, config, chains_kept)
-    told = replace(config, thoughts="completion")  # a thought that stands in the prompt is no less true
+    phrases = every_phrasing()
+
+    def written(phrase: Phrase, thoughts: Literal["completion", "prompt", "none"]) -> list[str]:
+        own = [teacher.phrased(chain, phrase) for chain in shown]
+        asked = replace(config, thoughts=thoughts)
+        return list(map(end_once, before_the_answer(view, own, None, asked, phrase, len(shown))[0]))
+
     found: dict[str, set[int]] = {}
-    for phrase in every_phrasing():
-        thoughts = [teacher.phrased(chain, phrase) for chain in shown]
-        for fact, statement in enumerate(before_the_answer(view, thoughts, None, told, phrase, len(shown))[0]):
-            found.setdefault(end_once(statement), set()).add(fact)
-    return Truth({text: frozenset(facts) for text, facts in found.items()}, _expected(view, config, len(shown)))
-
-
-def _expected(view: QueryView, config: PromptConfig, chains_kept: int) -> int:
-    if config.thoughts == "none":
-        return 0
-    phrase = every_phrasing()[0]
-    teacher = TemplateTeacher(config.template(view.domain))
-    thoughts = [teacher.phrased(chain, phrase) for chain in shown_chains(view, config, chains_kept)]
-    statements, _, _ = before_the_answer(view, thoughts, None, config, phrase, chains_kept)
-    return len(set(map(end_once, statements)))
+    for phrase in phrases:
+        for fact, statement in enumerate(written(phrase, "completion")):  # what stands in the prompt is no less true
+            found.setdefault(statement, set()).add(fact)
+    expected = 0 if config.thoughts == "none" else len(set(written(phrases[0], config.thoughts)))
+    return Truth({text: frozenset(facts) for text, facts in found.items()}, expected)
 
 
 def count_true(completion: str, truth: Truth, titles: Sequence[str], *, opened_think: bool) -> tuple[int, int]:
