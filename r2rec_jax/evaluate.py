@@ -57,6 +57,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--temperature", type=float | None, default=None, help="0 is greedy")
     parser.add_argument("--top_p", type=float | None, default=None)
     parser.add_argument("--max_new_tokens", type=int | None, default=None, help="completion limit in tokens")
+    parser.add_argument("--answers", type=int | None, default=None, help="drawn for a query; figures are their mean")
     parser.add_argument("--batch_size", type=int | None, default=None, help="prompts decoded together")
     parser.add_argument("--json", type=str | None, default=None, metavar="OUT", help="write the result file here too")
     parser.add_class_arguments(ParallelConfig, "parallel")
@@ -74,7 +75,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     work = Workspace(RunFolder(run.path, replace(run.config, parallel=given.parallel)))
     start(given.parallel)
     names = ("split", "negatives", "users", "method", "likelihood", "lines", "chains", "temperature", "top_p",
-             "max_new_tokens", "batch_size")
+             "max_new_tokens", "answers", "batch_size")
     config = replace(work.config.evaluate, **{n: given[n] for n in names if given[n] is not None})
     with company(), ExitStack() as held:
         if not is_first():

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from r2rec_jax.config.check import check
 
-SHAPING = {"generate": ("temperature", "top_p", "max_new_tokens"), "likelihood": ("lines",)}
+SHAPING = {"generate": ("temperature", "top_p", "max_new_tokens", "answers"), "likelihood": ("lines",)}
 """By method, the settings of :class:`EvaluateConfig` that decide its answers and that no file or system is named after
 (files are, where a look differs from its run)."""
 
@@ -35,7 +35,9 @@ class EvaluateConfig:
             files of their own and are no systems of ``--compare``.
         temperature, top_p: of the completion (*paper*: 0.6 and 0.9); temperature 0 is greedy.
         max_new_tokens: completion limit in tokens.
-        batch_size: prompts decoded together.
+        answers: completions drawn for every query (*paper*: 1). With several, figures and tests take their mean, and
+            the luck of one draw weighs less. Of ``generate``.
+        batch_size: prompts decoded together, each with its ``answers``.
     """
 
     split: Literal["test", "validation", "sft", "rl"] = "test"
@@ -49,6 +51,7 @@ class EvaluateConfig:
     temperature: float = 0.6
     top_p: float = 0.9
     max_new_tokens: int = 1024
+    answers: int = 1
     batch_size: int = 8
 
     def __post_init__(self) -> None:
@@ -60,6 +63,9 @@ class EvaluateConfig:
         check(self.temperature >= 0, "evaluate.temperature", ">= 0", self.temperature)
         check(0 < self.top_p <= 1, "evaluate.top_p", "in (0, 1]", self.top_p)
         check(self.max_new_tokens >= 1, "evaluate.max_new_tokens", ">= 1", self.max_new_tokens)
+        check(self.answers >= 1, "evaluate.answers", ">= 1", self.answers)
+        check(self.answers == 1 or self.temperature > 0, "evaluate.answers", "1 at temperature 0", self.answers,
+              "greedy answers to one prompt are all the same")
         check(self.batch_size >= 1, "evaluate.batch_size", ">= 1", self.batch_size)
 
     def answer_settings(self, negatives: str) -> dict[str, Any]:
@@ -70,7 +76,9 @@ class EvaluateConfig:
         """
         names = ["split", "chains", "method", *SHAPING[self.method]]
         names += ["likelihood"] if self.method == "likelihood" else []
-        return {name: getattr(self, name) for name in names} | {"negatives": negatives}
+        settings = {name: getattr(self, name) for name in names} | {"negatives": negatives}
+        # One answer is what there was before several could be drawn; what was answered then keeps its identity.
+        return {name: value for name, value in settings.items() if (name, value) != ("answers", 1)}
 
 
 @dataclass(frozen=True)

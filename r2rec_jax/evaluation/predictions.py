@@ -1,6 +1,6 @@
 """What a system answered for one user, and the JSON Lines files that keep it.
 
-One file per system, one line per query, in the order in which the answers came. A file is the resume point of an
+One file per system, one line per answer, in the order in which the answers came. A file is the resume point of an
 evaluation and the input of every paired test and breakdown, so a line holds all that a later reader may need: the
 prompt, the raw output, what was understood, and where the target stood.
 """
@@ -41,7 +41,8 @@ class Prediction:
         tokens: completion length in tokens, the end token included.
         truncated: the completion hit the length limit.
         copied_order: the answer repeats the order of the prompt.
-        seconds: wall-clock seconds for this user, its share of the batch, compilation not counted.
+        seconds: wall-clock seconds for this answer, its share of the batch, compilation not counted.
+        answer: which of the query's answers, from 0; a file of a version that drew one has none.
     """
 
     system: str
@@ -63,6 +64,7 @@ class Prediction:
     truncated: bool
     copied_order: bool
     seconds: float
+    answer: int = 0
 
     def to_json(self) -> str:
         """One line of JSON; an infinite rank is written as null."""
@@ -79,7 +81,7 @@ class Prediction:
         """
         plain: Any = json.loads(line)
         names = {f.name for f in fields(cls)}
-        if not isinstance(plain, dict) or plain.keys() != names:
+        if not isinstance(plain, dict) or {*plain, "answer"} != names:
             got = sorted(plain) if isinstance(plain, dict) else type(plain).__name__
             raise ValueError(f"a prediction must have the fields {sorted(names)}; got {got}")
         for name in ("ranking", "candidates"):
@@ -94,20 +96,21 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     A last line without its line break was torn by a kill and is left out.
 
     Raises:
-        ValueError: a complete line cannot be read (names file and line), or a query appears twice.
+        ValueError: a complete line cannot be read (names file and line), or an answer appears twice.
     """
     text = Path(path).read_bytes()
     complete = text[:text.rfind(b"\n") + 1]
-    found: dict[str, Prediction] = {}
+    found: dict[tuple[str, int], Prediction] = {}
     for number, line in enumerate(complete.decode("utf-8").split("\n")[:-1], start=1):
         try:
             prediction = Prediction.from_json(line)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number}, is no prediction ({error}); delete the file to evaluate "
                              "again") from None
-        if prediction.query_id in found:
-            raise ValueError(f"{path} must answer a query once; line {number} repeats {prediction.query_id}")
-        found[prediction.query_id] = prediction
+        key = prediction.query_id, prediction.answer
+        if key in found:
+            raise ValueError(f"{path} must hold an answer once; line {number} repeats answer {key[1]} to {key[0]}")
+        found[key] = prediction
     return list(found.values())
 
 
@@ -118,22 +121,35 @@ class PredictionLog:
         path: the JSON Lines file; made with its folder when absent.
         source: only predictions with this identity are kept; those of another checkpoint or other settings are
             dropped from the file, and counted in ``dropped``.
+        answers: how many a query has. Of a query whose answers a kill has cut off none is kept.
+
+    Attributes:
+        done: the answers of every query that has all, in their order.
     """
 
-    def __init__(self, path: str | Path, source: str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, source: str, answers: int = 1) -> None:
+        self.path, self.done = Path(path), dict[str, list[Prediction]]()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = read_predictions(self.path) if self.path.exists() else []
-        self.done = {p.query_id: p for p in kept if p.source == source}
-        self.dropped = len(kept) - len(self.done)
+        found = read_predictions(self.path) if self.path.exists() else []
+        self._add(p for p in found if p.source == source)
+        self.dropped = sum(p.source != source for p in found)
+        self.done = {query: own for query, own in self.done.items() if len(own) == answers}
         if self.path.exists():
-            write_text(self.path, "".join(p.to_json() + "\n" for p in self.done.values()))
+            write_text(self.path, "".join(p.to_json() + "\n" for p in self.all()))
+
+    def all(self) -> list[Prediction]:
+        """Every answer that is kept, those of a query together."""
+        return [p for own in self.done.values() for p in own]
 
     def append(self, predictions: Iterable[Prediction]) -> None:
-        """Add predictions; they are on disk when this returns."""
+        """Add all answers of some queries; they are on disk when this returns."""
         new = list(predictions)
         with open(self.path, "a", encoding="utf-8") as file:
             file.writelines(p.to_json() + "\n" for p in new)
             file.flush()
             os.fsync(file.fileno())
-        self.done.update((p.query_id, p) for p in new)
+        self._add(new)
+
+    def _add(self, predictions: Iterable[Prediction]) -> None:
+        for p in predictions:
+            self.done.setdefault(p.query_id, []).append(p)

@@ -1,8 +1,8 @@
 """The evaluation loop: frozen queries in, one answer per user out, judged by one protocol.
 
 Every language-model system goes through :func:`evaluate_system`; what differs is the injected ``generate``. Nobody
-helps the model at evaluation: the prompt is the query's, and the completion is parsed as it came. One completion a
-user, sampled as the paper does (temperature 0.6, top-p 0.9) or greedy.
+helps the model at evaluation: the prompt is the query's, and the completion is parsed as it came. Completions are
+sampled as the paper does (temperature 0.6, top-p 0.9), one a user or several whose mean counts, or greedy.
 
 Batches are cut from the whole list of queries, longest prompts first, and every query's random stream is its place in
 that list. A resumed evaluation therefore forms the same batches and draws the same numbers as one that was never
@@ -59,7 +59,7 @@ class EvaluationQuery:
 
 @dataclass(frozen=True)
 class Completions:
-    """The answers to one batch of prompts.
+    """The answers to one batch of prompts, as many to each; those of a prompt stand together.
 
     Attributes:
         texts: decoded completions, end token removed.
@@ -77,16 +77,16 @@ class Completions:
 OnTokens = Callable[[int], None]
 
 Generate = Callable[[Sequence[int], Sequence[Sequence[int]], OnTokens], Completions]
-"""``generate(rows, prompts, on_tokens)``: one completion a prompt. ``rows`` names each prompt's random stream, so that
-an answer depends on its row and prompt only, never on when it is drawn. ``on_tokens`` may be told now and then how many
-tokens came."""
+"""``generate(rows, prompts, on_tokens)``: the completions of each prompt. ``rows`` names its random stream: an answer
+depends on its row and prompt only, never on when it is drawn. ``on_tokens`` may be told now and then how many tokens
+came."""
 
 
 def evaluate_system(
     system: str, queries: Sequence[EvaluationQuery], generate: Generate, *, path: str | Path, source: str,
-    batch_size: int, form: AnswerForm = "numbers",
+    batch_size: int, form: AnswerForm = "numbers", answers: int = 1,
 ) -> list[Prediction]:
-    """One prediction a query, appended to ``path`` as they come.
+    """The answers to every query, appended to ``path`` as they come.
 
     Args:
         system: name of the system, as in the result tables.
@@ -96,9 +96,10 @@ def evaluate_system(
         source: identity of the checkpoint and of every setting that shapes an answer.
         batch_size: prompts decoded together.
         form: how answers are written (``prompts.answer.form``).
+        answers: how many ``generate`` gives a prompt.
 
     Returns:
-        Predictions in the order of ``queries``.
+        Predictions in the order of ``queries``, those of a query together.
 
     Raises:
         ValueError: no queries, a repeated query, or a ``generate`` that returns the wrong number of answers.
@@ -106,7 +107,7 @@ def evaluate_system(
     if not queries or len({q.query_id for q in queries}) != len(queries):
         raise ValueError(f"queries of {system!r} must be distinct and at least one; got {len(queries)} queries, "
                          f"{len({q.query_id for q in queries})} of them distinct")
-    log = PredictionLog(path, source)
+    log = PredictionLog(path, source, answers)
     if log.dropped:
         progress.say(f"{system}: {log.dropped} predictions in {path} are of another checkpoint or other settings; "
                      "evaluating again")
@@ -118,22 +119,23 @@ def evaluate_system(
             if not missing:
                 continue
             started = time.monotonic()
-            answers = _generate(generate, queries, rows, bar)
-            seconds = max(0.0, time.monotonic() - started - answers.compile_s) / len(rows)
+            came = _generate(generate, queries, rows, bar, answers)
+            seconds = max(0.0, time.monotonic() - started - came.compile_s) / len(came.texts)
             log.append(
-                judge(system, source, queries[row], answers.texts[i], answers.tokens[i], answers.truncated[i],
-                      seconds, form)
-                for i, row in enumerate(rows) if row in missing
+                judge(system, source, queries[row], came.texts[i], came.tokens[i], came.truncated[i], seconds, form,
+                      answer)
+                for place, row in enumerate(rows) if row in missing
+                for answer, i in enumerate(range(place * answers, (place + 1) * answers))
             )
-            bar.advance(len(missing), hr1=hit_ratio([p.rank for p in log.done.values()], 1))
-    return [log.done[q.query_id] for q in queries]
+            bar.advance(len(missing), hr1=hit_ratio([p.rank for p in log.all()], 1))
+    return [p for q in queries for p in log.done[q.query_id]]
 
 
 def judge(
     system: str, source: str, query: EvaluationQuery, output: str, tokens: int, truncated: bool, seconds: float,
-    form: AnswerForm,
+    form: AnswerForm, which: int = 0,
 ) -> Prediction:
-    """Parse one completion and rank the target in it."""
+    """Parse one completion, the query's ``which``-th, and rank the target in it."""
     answer = parse_completion(output, form=form, titles=query.titles, opened_think=query.opened_think)
     rank = rank_of_target(answer.ranking, query.target, len(query.candidates))
     return Prediction(
@@ -142,7 +144,7 @@ def judge(
         target=query.candidates[query.target], candidates=query.candidates, target_title=query.titles[query.target],
         rank=rank, valid=answer.valid, duplicates=answer.duplicates, outside=answer.outside,
         statements=answer.statements, tokens=tokens, truncated=truncated,
-        copied_order=answer.copied_order, seconds=seconds,
+        copied_order=answer.copied_order, seconds=seconds, answer=which,
     )
 
 
@@ -153,7 +155,7 @@ def summarize(
     """One row of a result table: :func:`~r2rec_jax.evaluation.summary.summarize_ranks`, and what only answers have.
 
     Args:
-        predictions: of one system, one a user.
+        predictions: of one system, as many of every user.
         dataset: name of the data set.
         negatives: how the other candidates were drawn.
         split: which interactions are targets: ``last-positive`` for the test queries.
@@ -176,12 +178,12 @@ def summarize(
         "truncation_rate": mean("truncated"),
         "order_copying_rate": mean("copied_order"), "duplicates_per_answer": mean("duplicates"),
         "outside_per_answer": mean("outside"), "statements_per_answer": mean("statements"),
-        "tokens_per_answer": mean("tokens"), "seconds_per_user": mean("seconds"),
+        "tokens_per_answer": mean("tokens"), "seconds_per_user": mean("seconds") * row["answers"],
     }
 
 
 def _generate(
-    generate: Generate, queries: Sequence[EvaluationQuery], rows: Sequence[int], bar: progress.Bar,
+    generate: Generate, queries: Sequence[EvaluationQuery], rows: Sequence[int], bar: progress.Bar, answers: int,
 ) -> Completions:
     """One batch, with the bar kept alive while its tokens come."""
     drawn = 0
@@ -191,12 +193,12 @@ def _generate(
         drawn += count
         bar.advance(0, tokens_in_batch=drawn)
 
-    answers = generate(rows, [queries[row].prompt_ids for row in rows], on_tokens)
-    if not len(answers.texts) == len(answers.tokens) == len(answers.truncated) == len(rows):
-        raise ValueError(f"generate must return one answer a prompt; got {len(answers.texts)} for {len(rows)}")
-    if answers.compile_s:
-        bar.compiled("decoding", answers.compile_s)
-    return answers
+    came = generate(rows, [queries[row].prompt_ids for row in rows], on_tokens)
+    if not len(came.texts) == len(came.tokens) == len(came.truncated) == len(rows) * answers:
+        raise ValueError(f"generate must return {answers} answers a prompt; got {len(came.texts)} for {len(rows)}")
+    if came.compile_s:
+        bar.compiled("decoding", came.compile_s)
+    return came
 
 
 def _batches(queries: Sequence[EvaluationQuery], batch_size: int) -> list[list[int]]:

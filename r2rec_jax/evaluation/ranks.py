@@ -1,6 +1,6 @@
 """Where the target stood for every user: the record that language models and score-based systems share.
 
-    ranks-<split>-<negatives>.jsonl      one line a query; the input of every paired test, table and breakdown
+    ranks-<split>-<negatives>.jsonl      one line an answer; the input of every paired test, table and breakdown
 
 A language model's records come from its predictions (:func:`from_predictions`), a score-based system's from its scores
 of the whole catalogue (:func:`from_scores`). What is averaged, tested or broken down afterwards sees records only, so
@@ -28,7 +28,7 @@ from r2rec_jax.files import write_json_lines
 
 @dataclass(frozen=True)
 class RankRecord:
-    """One system's result on one query.
+    """One system's result on one query, or one of several answers to it.
 
     Attributes:
         system: name as in the result tables.
@@ -42,6 +42,7 @@ class RankRecord:
         candidates_sha: :func:`candidates_sha` of the candidates.
         target_edges: training edges of the target, its popularity; None where nobody counted them.
         full_rank: 1-based rank among all items but the visible history; None where the system cannot score them all.
+        answer: which of the query's answers, from 0; a file of a version that drew one has none.
     """
 
     system: str
@@ -54,6 +55,7 @@ class RankRecord:
     candidates_sha: str
     target_edges: int | None = None
     full_rank: float | None = None
+    answer: int = 0
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON has it: an infinite rank is null."""
@@ -70,16 +72,17 @@ class RankRecord:
             ValueError: fields are missing or unknown, or a number is out of range.
         """
         names = {f.name for f in fields(cls)}
-        if not isinstance(plain, dict) or plain.keys() != names:
+        if not isinstance(plain, dict) or {*plain, "answer"} != names:
             got = sorted(plain) if isinstance(plain, dict) else type(plain).__name__
             raise ValueError(f"a rank record must have the fields {sorted(names)}; got {got}")
         values: dict[str, Any] = dict(plain)
         if values["rank"] is None:
             values["rank"] = MISS
         record = cls(**values)
-        if record.rank < 1 or record.position < 0 or (record.full_rank is not None and record.full_rank < 1):
-            raise ValueError(f"ranks must be >= 1 and positions >= 0; got rank {record.rank}, full_rank "
-                             f"{record.full_rank}, position {record.position}")
+        full = 1 if record.full_rank is None else record.full_rank
+        if min(record.rank, full) < 1 or min(record.position, record.answer) < 0:
+            raise ValueError(f"ranks must be >= 1, positions and answers >= 0; got rank {record.rank}, full_rank "
+                             f"{record.full_rank}, position {record.position}, answer {record.answer}")
         return record
 
 
@@ -100,9 +103,9 @@ def read_ranks(path: str | Path) -> list[RankRecord]:
     """All records of a file, in file order.
 
     Raises:
-        ValueError: a line cannot be read (names file and line), a query appears twice, or there is none.
+        ValueError: a line cannot be read (names file and line), an answer appears twice, or there is none.
     """
-    found: dict[str, RankRecord] = {}
+    found: dict[tuple[str, int], RankRecord] = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
         if not line:
             continue
@@ -111,9 +114,10 @@ def read_ranks(path: str | Path) -> list[RankRecord]:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number}, is no rank record ({error}); delete the file and evaluate the "
                              "system again") from None
-        if record.query_id in found:
-            raise ValueError(f"{path} must rank a query once; line {number} repeats {record.query_id}")
-        found[record.query_id] = record
+        key = record.query_id, record.answer
+        if key in found:
+            raise ValueError(f"{path} must rank an answer once; line {number} repeats answer {key[1]} to {key[0]}")
+        found[key] = record
     if not found:
         raise ValueError(f"{path} must hold at least one rank record; got none; evaluate the system again")
     return list(found.values())
@@ -131,7 +135,7 @@ def from_predictions(predictions: Sequence[Prediction], target_edges: Mapping[st
         RankRecord(
             system=p.system, query_id=p.query_id, user_id=p.user_id, target=p.target,
             position=p.candidates.index(p.target), rank=p.rank, valid=p.valid,
-            candidates_sha=candidates_sha(p.candidates),
+            candidates_sha=candidates_sha(p.candidates), answer=p.answer,
             target_edges=None if target_edges is None else int(target_edges[p.target]))
         for p in predictions
     ]

@@ -160,7 +160,8 @@ def compare(
     a: Sequence[Prediction], b: Sequence[Prediction], *, seed: int = 0, draws: int = 10_000,
     values: Callable[[ArrayLike], NDArray[np.float64]] = lambda ranks: hit_values(ranks, 1),
 ) -> PairedDifference:
-    """:func:`paired_bootstrap` of two systems' predictions, HitRatio@1 unless ``values`` says otherwise.
+    """:func:`paired_bootstrap` of two systems' predictions, HitRatio@1 unless ``values`` says otherwise; of several
+    answers to a query their mean.
 
     Raises:
         ValueError: the systems answered different queries, or the same ones with other candidates.
@@ -176,8 +177,17 @@ def compare(
             raise ValueError(f"compared systems must rank the same candidates; query {query_id} differs (another "
                              "split_seed or other negatives)")
     order = sorted(left)
-    return paired_bootstrap(
-        values([left[q].rank for q in order]), values([right[q].rank for q in order]), seed=seed, draws=draws)
+    first, second = (_of_queries(side, order, values) for side in (a, b))
+    return paired_bootstrap(first, second, seed=seed, draws=draws)
+
+
+def _of_queries(predictions: Sequence[Prediction], order: Sequence[str],
+                values: Callable[[ArrayLike], NDArray[np.float64]]) -> list[float]:
+    """Each query's mean over its answers."""
+    found: dict[str, list[float]] = {query: [] for query in order}
+    for p, value in zip(predictions, values([p.rank for p in predictions]).tolist(), strict=True):
+        found[p.query_id].append(value)
+    return [float(np.mean(own)) for own in found.values()]
 
 
 def _by_user(differences: NDArray[np.float64], users: Sequence[str] | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def summarize_ranks(
     """One row of a result table: means over all users, invalid answers counted as misses.
 
     Args:
-        records: of one system, one a query.
+        records: of one system, as many of every query.
         system: its name in the table.
         dataset: name of the data set.
         negatives: how the other candidates were drawn.
@@ -44,20 +45,26 @@ def summarize_ranks(
         seed: of the run.
 
     Returns:
-        The row: metrics of :func:`ranking_metrics`, ``valid_rate``, ``by_position`` (:func:`by_position`);
+        The row: ``users`` and ``answers`` of each, metrics of :func:`ranking_metrics` over all answers, ``valid_rate``,
+        ``by_position`` (:func:`by_position`);
         ``by_popularity`` where every target's edges are known; ``full_hr@10`` and ``full_ndcg@10`` where the system
         ranked the whole catalogue for every user.
 
     Raises:
-        ValueError: no records, a query twice, or records of another system.
+        ValueError: no records, an answer twice, queries with different numbers of answers, or records of another
+            system.
     """
     others = sorted({record.system for record in records} - {system})
-    if not records or others or len({record.query_id for record in records}) != len(records):
-        raise ValueError(f"a row must summarise at least one record, all of one system and each of another query; got "
-                         f"{len(records)} records of {[system, *others]}")
+    answers = Counter(record.query_id for record in records)
+    distinct = {(record.query_id, record.answer) for record in records}
+    if not records or others or len(distinct) != len(records) or len(set(answers.values())) != 1:
+        raise ValueError("a row must summarise at least one record, all of one system, each another answer and as many "
+                         f"of every query; got {len(records)} records of {[system, *others]}, {len(distinct)} answers "
+                         f"to {len(answers)} queries")
     row: dict[str, Any] = {
         "system": system, "dataset": dataset, "negatives": negatives, "split": split, "seed": seed,
-        "users": len(records), **ranking_metrics([record.rank for record in records]),
+        "users": len(answers), "answers": len(records) // len(answers),
+        **ranking_metrics([record.rank for record in records]),
         "valid_rate": float(np.mean([record.valid for record in records])),
     }
     full = [record.full_rank for record in records if record.full_rank is not None]

@@ -49,14 +49,16 @@ def plot_breakdowns(reports: Sequence[BlockReport], path: str | Path) -> Path:
 def deviations(rows: Sequence[Row]) -> NDArray[np.float64]:
     """[systems, numbers] distance of HitRatio@1 at each number of the list from the system's mean, in standard errors.
 
-        z = (hr - m) / sqrt(m (1 - m) / users),   0 where m is 0 or 1, NaN where no target stands
+        z = (hr - m) / sqrt(m (1 - m) / questions),   0 where m is 0 or 1, NaN where no target stands
+
+    Several answers to one question are not independent, so they count once.
     """
     last = max(entry["number"] for row in rows for entry in row["by_position"])
     values = np.full((len(rows), last), np.nan)
     for line, row in enumerate(rows):
         deviation = math.sqrt(row["hr@1"] * (1 - row["hr@1"]))
         for entry in row["by_position"]:
-            difference = (entry["hr@1"] - row["hr@1"]) * math.sqrt(entry["users"])
+            difference = (entry["hr@1"] - row["hr@1"]) * math.sqrt(entry.get("questions", entry["users"]))
             values[line, entry["number"] - 1] = difference / deviation if deviation else 0.0
     return values
 

@@ -137,8 +137,10 @@ def result_table(rows: Sequence[Entry], *, by_experiment: bool = False) -> str:
         written = [row for row in own if row["method"] == "generate"]
         cells += [spread(written, name, ".1f" if name == "tokens_per_answer" else ".3f") for name in RATES]
         users = sorted({row["users"] for row in own})
+        answers = sorted({row.get("answers", 1) for row in own})
+        asked = listed(users) + f" x {listed(answers)} answers" * (answers != [1])
         lines.append([*([experiment] if by_experiment else []), system, *cells, negatives, split,
-                      listed(sorted(row["seed"] for row in own)), listed(users)])
+                      listed(sorted(row["seed"] for row in own)), asked])
     head = [*(["experiment"] if by_experiment else []), "system", *METRICS.values(), *RATES.values(), "negatives",
             "split", "seeds", "users a seed"]
     return table(head, lines, right=len(head) - 1 - by_experiment)
@@ -158,7 +160,7 @@ def test_table(tests: Sequence[Entry], *, by_experiment: bool = False) -> str:
                       ", ".join(f"{value:+.3f}" for value in test["by_seed"]) if len(test["seeds"]) > 1 else "-",
                       str(test["users"]), str(test["pairs"]), listed(test["seeds"])])
     return table([*["experiment"] * by_experiment, "difference", "metric", "first", "second",
-                  "difference [95% interval]", "p", "Holm", "real?", "by seed", "people", "answers", "seeds"], lines,
+                  "difference [95% interval]", "p", "Holm", "real?", "by seed", "people", "questions", "seeds"], lines,
                  right=11)
 
 
@@ -255,7 +257,7 @@ def chains_table(diagnostics: Sequence[Entry]) -> str:
         lines.append([entry["experiment"], entry["system"], CHAINS[entry["chains"]],
                       *(f"{entry[name]:.3f}" for name in METRICS), *lost, str(entry["users"])])
     return table(["experiment", "system", "chains", *METRICS.values(), "HitRatio@1 against its own", "p", "seeds",
-                  "answers"], lines, right=8)
+                  "questions"], lines, right=8)
 
 
 def _mean(rows: Sequence[Entry], name: str) -> float:

@@ -1,6 +1,6 @@
 """The evaluate stage: every policy of the run on the same frozen queries, by the protocol of ``evaluation``.
 
-    <run>/evaluate/predictions-<lists>-<system>.jsonl    one line a user: prompt, raw output, parsed ranking, target
+    <run>/evaluate/predictions-<lists>-<system>.jsonl    one line an answer: prompt, raw output, parsed ranking, target
     <run>/evaluate/results-<lists>.json                  the rows, with commit, settings, seeds, hardware
 
 ``<lists>`` is the split, followed by the sampler of the negatives where it is not that of ``data.negatives``, by
@@ -140,7 +140,7 @@ def make_generate(work: Workspace, checkpoint: str, config: EvaluateConfig) -> G
     return policy_generate(
         work.decoder, work.adapter(checkpoint), work.backbone.base, work.tokenizer,
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p,
-        key=stream_key(work.config.train_seed, "evaluate", 0))
+        key=stream_key(work.config.train_seed, "evaluate", 0), answers=config.answers)
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ class Exam:
         queries: the frozen queries, as the evaluation loop takes them.
         make_generate: a checkpoint -> how it answers.
         form: of the answers.
+        answers: to every query.
         prompts: counts of the prompts, for the result file.
         truth: answers of all queries -> share of their statements that are true; None where they make none, or have
             learned another teacher's words.
@@ -159,6 +160,7 @@ class Exam:
     queries: Sequence[EvaluationQuery]
     make_generate: Callable[[str], Generate]
     form: AnswerForm
+    answers: int
     prompts: dict[str, int]
     truth: Callable[[Sequence[Prediction]], float | None]
 
@@ -170,7 +172,7 @@ def make_exam(work: Workspace, config: EvaluateConfig) -> Exam:
         texts = [likelihood_query(work.prepared, query, work.tokenizer, config.lines) for query in queries]
         longest = max(len(text.asked.prompt_ids) for text in texts)
         return Exam([text.asked for text in texts], lambda name: policy_likelihood(work, name, texts, config), "titles",
-                    {"prompts": len(texts), "longest_prompt_tokens": longest}, lambda predictions: None)
+                    1, {"prompts": len(texts), "longest_prompt_tokens": longest}, lambda predictions: None)
     prepared, prompts, counts = work.prepared, work.config.prompts, {}
     if config.chains == "swapped":
         prepared, counts["left_out_chains"] = with_swapped_chains(
@@ -181,7 +183,7 @@ def make_exam(work: Workspace, config: EvaluateConfig) -> Exam:
     known = cache(lambda: _known_truths(rendered, prompts))
     own_words = work.config.thoughts.teacher == "template"
     return Exam([r.for_evaluation(prepared) for r in rendered], lambda name: make_generate(work, name, config),
-                prompts.answer.form, count_dropped(rendered) | counts,
+                prompts.answer.form, config.answers, count_dropped(rendered) | counts,
                 lambda predictions: true_rate(rendered, known(), predictions) if own_words else None)
 
 
@@ -198,8 +200,10 @@ def true_rate(rendered: Sequence[RenderedQuery], known: Sequence[Truth], predict
               ) -> float | None:
     """Share of the statements in all answers that the template could have written of their prompts
     (:mod:`~r2rec_jax.thoughts.truth`); None where there is no statement."""
+    answers = len(predictions) // len(rendered)
+    asked = [pair for pair in zip(rendered, known, strict=True) for _ in range(answers)]
     counts = [count_true(p.output, true, r.labels, opened_think=r.chat.opened_think)
-              for r, true, p in zip(rendered, known, predictions, strict=True)]
+              for (r, true), p in zip(asked, predictions, strict=True)]
     statements, true = map(sum, zip(*counts, strict=True))
     return true / statements if statements else None
 
@@ -227,7 +231,7 @@ def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig
     with leading(draw) as together:
         return evaluate_system(
             system, exam.queries, lambda rows, prompts, on_tokens: together(rows, prompts, told=on_tokens), path=path,
-            source=source, batch_size=config.batch_size, form=exam.form)
+            source=source, batch_size=config.batch_size, form=exam.form, answers=exam.answers)
 
 
 def _take_own(work: Workspace, checkpoint: str, config: EvaluateConfig, exam: Exam, path: Path, source: str) -> None:
@@ -235,7 +239,7 @@ def _take_own(work: Workspace, checkpoint: str, config: EvaluateConfig, exam: Ex
     own = evaluation_files(work, checkpoint, replace(config, users=work.config.evaluate.users)).predictions
     if own != path and own.exists() and not path.exists():
         asked = {query.query_id for query in exam.queries}
-        PredictionLog(path, source).append(
+        PredictionLog(path, source, exam.answers).append(
             p for p in read_predictions(own) if p.source == source and p.query_id in asked)
 
 

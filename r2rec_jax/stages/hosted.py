@@ -216,7 +216,7 @@ def _ask_all(exam: Exam, endpoint: Endpoint, system: str, path: Path) -> list[Pr
             for block in endpoint.work(missing, do):
                 if block:
                     log.append(block)
-                spent, ranks = endpoint.spending, [p.rank for p in log.done.values()]
+                spent, ranks = endpoint.spending, [p.rank for p in log.all()]
                 progress.advance(len(block), **({"hr1": hit_ratio(ranks, 1)} if ranks else {}), retried=spent.retried,
                                  tokens_in=spent.tokens_in, tokens_out=spent.tokens_out)
         except Stopped as stop:
@@ -225,7 +225,7 @@ def _ask_all(exam: Exam, endpoint: Endpoint, system: str, path: Path) -> list[Pr
     if left:
         reason = reason or f"{left} questions were left: {endpoint.why_unanswered}"
         raise Stopped(f"{reason}; {total - left} of {total} answers are kept in {path}; {GO_ON}")
-    return [log.done[query.query_id] for query in exam.queries]
+    return [p for query in exam.queries for p in log.done[query.query_id]]
 
 
 def _target_edges(prepared: Prepared, split: Split) -> dict[str, int]:
@@ -271,7 +271,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_class_arguments(EndpointConfig, "server", skip={"base_url", "model"})
     given = parse(parser, argv)
     server = EndpointConfig(base_url=given.endpoint, model=given.model, **vars(given.server))
-    overrides = {"method": "generate", "chains": "own"} | {
+    overrides = {"method": "generate", "chains": "own", "answers": 1} | {
         name: given[name] for name in ("split", "negatives", "users", "temperature", "top_p", "max_new_tokens")
         if given[name] is not None}
     result = _run_exam(given, server, given.system or given.model, overrides)

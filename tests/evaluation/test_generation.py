@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from r2rec_jax.evaluation.generation import policy_generate
+from r2rec_jax.evaluation.generation import ANSWER_STRIDE, policy_generate
 from r2rec_jax.sampling.rollout import Rollout
 
 END = 9
@@ -39,3 +41,17 @@ def test_one_completion_a_prompt_without_its_end_token():
     assert decoder.settings == {
         "lora": "lora", "base": "base", "prompts": [(1, 2), (3,)], "group": 1, "max_new_tokens": 4,
         "temperature": 0.6, "top_p": 0.9, "key": "key", "row_ids": [31, 7]}
+
+
+def test_answers_of_a_prompt_stand_together_and_have_streams_of_their_own():
+    class Pair(RecordingDecoder):
+        def generate(self, lora, base, prompts, **settings) -> Rollout:
+            rollout = super().generate(lora, base, prompts, **settings)
+            return replace(rollout, tokens=rollout.tokens.reshape(1, 2, 4), lengths=rollout.lengths.reshape(1, 2),
+                           logprobs=rollout.logprobs.reshape(1, 2, 4), finished=rollout.finished.reshape(1, 2))
+
+    decoder = Pair()
+    got = policy_generate(decoder, "lora", "base", LetterTokenizer(), max_new_tokens=4, temperature=0.6, top_p=0.9,
+                          key="key", answers=2)([31], [(1, 2)], lambda count: None)
+    assert (got.texts, got.tokens, got.truncated) == (("fg", "ffhh"), (3, 4), (False, True))
+    assert (decoder.settings["group"], decoder.settings["row_ids"]) == (2, [31, 31 + ANSWER_STRIDE])

@@ -22,19 +22,21 @@ def make_query(number: int, target: int = 1, n: int = 4, prompt_tokens: int = 3)
 class ScriptedModel:
     """Answers that depend on the row and the prompt only; records what it was asked, and may die."""
 
-    def __init__(self, dies_after: int | None = None) -> None:
+    def __init__(self, dies_after: int | None = None, answers: int = 1) -> None:
         self.calls: list[list[int]] = []
-        self.dies_after = dies_after
+        self.dies_after, self.answers = dies_after, answers
 
     def __call__(self, rows: Sequence[int], prompts: Sequence[Sequence[int]], on_tokens: OnTokens) -> Completions:
         if self.dies_after is not None and len(self.calls) >= self.dies_after:
             raise KeyboardInterrupt
         self.calls.append(list(rows))
         on_tokens(7)
-        order = [np.random.default_rng([row, len(p)]).permutation(4) + 1 for row, p in zip(rows, prompts, strict=True)]
+        order = [np.random.default_rng([row, len(p), answer]).permutation(4) + 1
+                 for row, p in zip(rows, prompts, strict=True) for answer in range(self.answers)]
         texts = tuple(f"<think>\nThey like slow films.\n</think>\n<answer>{', '.join(map(str, o))}</answer>"
                       for o in order)
-        return Completions(texts, tuple(len(t) for t in texts), tuple(row % 3 == 0 for row in rows), compile_s=0.25)
+        ends = tuple(row % 3 == 0 for row in rows for _ in range(self.answers))
+        return Completions(texts, tuple(len(t) for t in texts), ends, compile_s=0.25)
 
 
 def plain(predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -97,6 +99,38 @@ def test_a_stopped_evaluation_goes_on_and_equals_one_never_stopped(tmp_path):
     assert not again.calls
 
 
+def test_several_answers_to_a_query_stand_together_and_survive_a_torn_line(tmp_path):
+    queries = [make_query(i, prompt_tokens=5 + i % 2) for i in range(5)]
+    settings = {"source": "s", "batch_size": 2, "answers": 3}
+    path = tmp_path / "sft.jsonl"
+    whole = evaluate_system("sft", queries, ScriptedModel(answers=3), path=tmp_path / "whole.jsonl", **settings)
+    assert [(p.query_id, p.answer) for p in whole] == [(q.query_id, n) for q in queries for n in range(3)]
+    once = evaluate_system("sft", queries, ScriptedModel(), path=tmp_path / "one.jsonl", source="s", batch_size=2)
+    assert [p.output for p in whole[::3]] == [p.output for p in once] != [p.output for p in whole[1::3]]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_system("sft", queries, ScriptedModel(dies_after=2, answers=3), path=path, **settings)
+    path.write_bytes(path.read_bytes()[:-7])
+    model = ScriptedModel(answers=3)
+    assert plain(evaluate_system("sft", queries, model, path=path, **settings)) == plain(whole)
+    assert len(model.calls) == 2, "a query with two of its three answers is asked again"
+    assert len(read_predictions(path)) == 15
+    row = summarize(whole, dataset="d", negatives="uniform", split="test", seed=0)
+    assert (row["users"], row["answers"], row["hr@1"]) == (5, 3, np.mean([p.rank == 1 for p in whole]))
+    assert row["seconds_per_user"] == pytest.approx(sum(p.seconds for p in whole) / 5)
+    with pytest.raises(ValueError, match="as many of every query; got 14 records"):
+        summarize(whole[:-1], dataset="d", negatives="uniform", split="test", seed=0)
+    with pytest.raises(ValueError, match="3 answers a prompt; got 2 for 2"):
+        evaluate_system("sft", queries, ScriptedModel(), path=tmp_path / "few.jsonl", **settings)
+
+
+def test_a_file_of_a_version_that_drew_one_answer_is_read(tmp_path):
+    kept = judge("base", "s", make_query(0), "", tokens=1, truncated=False, seconds=0, form="numbers")
+    plain_line = json.loads(kept.to_json())
+    del plain_line["answer"]
+    (tmp_path / "p.jsonl").write_text(json.dumps(plain_line) + "\n")
+    assert read_predictions(tmp_path / "p.jsonl") == [kept]
+
+
 def test_predictions_of_another_checkpoint_are_not_reused(tmp_path):
     queries = [make_query(i) for i in range(3)]
     path = tmp_path / "sft.jsonl"
@@ -115,7 +149,7 @@ def test_bad_input_is_refused(tmp_path):
         evaluate_system("sft", [make_query(1)] * 2, ScriptedModel(), path=path, source="s", batch_size=2)
     with pytest.raises(ValueError, match="batch_size must be >= 1"):
         evaluate_system("sft", [make_query(1)], ScriptedModel(), path=path, source="s", batch_size=0)
-    with pytest.raises(ValueError, match="one answer a prompt"):
+    with pytest.raises(ValueError, match="1 answers a prompt"):
         evaluate_system("sft", [make_query(1)], lambda *_: Completions((), (), ()), path=path, source="s",
                         batch_size=1)
     with pytest.raises(ValueError, match="target among them"):
@@ -129,7 +163,7 @@ def test_a_line_that_is_no_prediction_is_named(tmp_path):
         read_predictions(path)
     good = judge("base", "s", make_query(0), "", tokens=1, truncated=False, seconds=0, form="numbers").to_json()
     path.write_text(f"{good}\n{good}\n")
-    with pytest.raises(ValueError, match="line 2 repeats test-0"):
+    with pytest.raises(ValueError, match="line 2 repeats answer 0 to test-0"):
         read_predictions(path)
 
 
@@ -140,7 +174,7 @@ def test_json_round_trip_keeps_misses_and_ranks(tmp_path):
                           form="numbers")])
     lines = (tmp_path / "p.jsonl").read_text(encoding="utf-8").split("\n")
     assert [json.loads(line)["rank"] for line in lines[:2]] == [None, 1]
-    assert read_predictions(tmp_path / "p.jsonl") == list(log.done.values())
+    assert read_predictions(tmp_path / "p.jsonl") == log.all()
 
 
 def test_summary_counts_invalid_answers_as_misses():

@@ -51,13 +51,18 @@ def test_records_survive_the_file(tmp_path):
 def test_damaged_files_are_named(tmp_path):
     path = tmp_path / "ranks.jsonl"
     write_ranks(path, [record(0), record(0)])
-    with pytest.raises(ValueError, match="line 2 repeats test-0"):
+    with pytest.raises(ValueError, match="line 2 repeats answer 0 to test-0"):
         read_ranks(path)
     good = record(0).to_plain()
-    for bad in ({"rank": 1}, {**good, "rank": 0}, {**good, "position": -1}, {**good, "more": 1}, [1]):
+    for bad in ({"rank": 1}, {**good, "rank": 0}, {**good, "position": -1}, {**good, "more": 1}, {**good, "answer": -1},
+                {**good, "full_rank": 0},
+                [1]):
         path.write_text(json.dumps(bad) + "\n")
         with pytest.raises(ValueError, match=r"ranks\.jsonl, line 1, is no rank record"):
             read_ranks(path)
+    del good["answer"]
+    path.write_text(json.dumps(good) + "\n")
+    assert read_ranks(path) == [record(0)], "written when a query had one answer"
     path.write_text("")
     with pytest.raises(ValueError, match="at least one"):
         read_ranks(path)

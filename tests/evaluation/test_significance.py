@@ -83,6 +83,12 @@ def test_compare_pairs_by_query():
     assert by_gain.difference == pytest.approx(1 / 3)
 
 
+def test_compare_takes_the_mean_of_several_answers():
+    a = [make(0, 1), replace(make(0, 2), answer=1), make(1, 2), replace(make(1, 2), answer=1)]
+    got = compare(a, [make(0, 2), make(1, 2)], draws=100)
+    assert (got.difference, got.users) == (pytest.approx(1 / 4), 2)
+
+
 def test_compare_refuses_other_queries_or_candidates():
     a = [make(0, 1), make(1, 2)]
     with pytest.raises(ValueError, match=r"same queries; 1 are .* q1 first"):

@@ -248,10 +248,22 @@ def test_a_line_before_the_target_costs_the_first_place_there_alone() -> None:
     pool = pool_of(sft=0.5)
     for seed in (0, 1):
         own = records(0.9, seed)
-        pool.add("main", "main", "sft+grpo", "own", "test", seed, own, {r.query_id: False for r in own})
+        pool.add("main", "main", "sft+grpo", "own", "test", seed, own, {r.query_id: 0.0 for r in own})
     found = {t["metric"]: t for t in compared(pool)}
     assert found["hr@1"]["mean"] > 0.5 and found["first@1"]["mean"] == 0
     assert found["first@1"]["mean_minus"] == found["hr@1"]["mean_minus"], "a ranking without lines has its first place"
+
+
+def test_several_answers_to_a_question_count_as_their_mean() -> None:
+    once, pool = pool_of(sft=0.5, sft_grpo=0.7), pool_of(sft=0.5)
+    for seed in (0, 1):
+        own = records(0.7, seed)
+        missed = [replace(r, answer=1, rank=MISS, valid=False) for r in own]
+        pool.add("main", "main", "sft+grpo", "own", "test", seed, [*own, *missed])
+    found, single = ({t["metric"]: t for t in compared(p)} for p in (pool, once))
+    for metric in ("hr@1", "ndcg@3", "first@1"):
+        assert found[metric]["mean"] == pytest.approx(single[metric]["mean"] / 2)
+        assert (found[metric]["users"], found[metric]["pairs"]) == (30, 60)
 
 
 def test_other_candidates_are_refused() -> None:

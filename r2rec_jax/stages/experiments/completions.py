@@ -22,7 +22,7 @@ _RULE = "=" * 100
 def write_completions(path: Path, order: Mapping[str, Any], left: Sequence[Mapping[str, Any]]) -> None:
     """Write :data:`COUNT` drawn completions of the last system that generates under its own chains."""
     final = [exam for exam in left if (exam["method"], exam["chains"]) == ("generate", "own")][-1]
-    answers = sorted(read_predictions(final["predictions"]), key=lambda p: p.query_id)
+    answers = sorted(read_predictions(final["predictions"]), key=lambda p: (p.query_id, p.answer))
     rng = generator(order["config"]["train_seed"], "completions to read")
     chosen = sorted(rng.permutation(len(answers))[:COUNT].tolist())
     write_text(path, "\n".join(_shown(answers[i]) for i in chosen))

@@ -30,7 +30,7 @@ from r2rec_jax.stages.experiments.pooled import (
     diagnostics,
 )
 
-KEPT = ("seed", "split_seed", "users", "hr@1", "hr@3", "ndcg@3", "mrr", "valid_rate", "truncation_rate",
+KEPT = ("seed", "split_seed", "users", "answers", "hr@1", "hr@3", "ndcg@3", "mrr", "valid_rate", "truncation_rate",
         "order_copying_rate", "duplicates_per_answer", "outside_per_answer", "statements_per_answer", "true_rate",
         "tokens_per_answer", "seconds_per_user", "dataset", "negatives", "split", "candidates")
 """What a row takes over from the run's result file."""
@@ -48,7 +48,7 @@ class Finished:
         exam: what it was, and where its files are.
         result: the contents of its result file.
         records: where every target stood, of the users of this evaluation.
-        first: by query_id, whether the first line of the answer was the target; None where nothing was written.
+        first: by query_id, share of answers whose first line was the target; None where nothing was written.
     """
 
     trial: Trial
@@ -56,7 +56,7 @@ class Finished:
     exam: Mapping[str, Any]
     result: Mapping[str, Any]
     records: tuple[RankRecord, ...]
-    first: Mapping[str, bool] | None
+    first: Mapping[str, float] | None
 
     @property
     def row(self) -> dict[str, Any]:
@@ -110,9 +110,10 @@ def _finished(trial: Trial) -> list[Finished]:
         _check_left(trial, exam)
         result, wanted = read_json(exam["results"], _SAME), set(exam["queries"])
         records = tuple(record for record in read_ranks(exam["ranks"]) if record.query_id in wanted)
-        if len(records) < len(wanted):
+        ranked = len({record.query_id for record in records})
+        if ranked < len(wanted):
             raise ValueError(f"{exam['ranks']} must rank the {len(wanted)} queries that {trial.name} with seed "
-                             f"{trial.seed} was asked; it has {len(records)}; {_again(trial)}")
+                             f"{trial.seed} was asked; it has {ranked}; {_again(trial)}")
         first = None
         if exam["method"] == "generate":
             first = _named_first(exam["predictions"], trial.config.prompts.answer.form, wanted)
@@ -145,15 +146,16 @@ def _again(trial: Trial) -> str:
     return f"delete {trial.folder / 'done.json'} and start the list again"
 
 
-def _named_first(predictions: str, form: AnswerForm, wanted: set[str]) -> dict[str, bool]:
-    """query_id -> the target was ranked first, and nothing that is no candidate stood before it."""
-    found = {}
+def _named_first(predictions: str, form: AnswerForm, wanted: set[str]) -> dict[str, float]:
+    """query_id -> share of its answers that rank the target first, with nothing before it that is no candidate."""
+    found: dict[str, list[bool]] = {}
     for p in read_predictions(predictions):
         if p.query_id in wanted:
             titles, place = ([p.target_title], 0) if form == "titles" else (p.candidates, p.candidates.index(p.target))
             answer = parse_completion(p.output, form=form, titles=titles, opened_think=False)
-            found[p.query_id] = p.rank == 1 and answer.place_of(place, len(p.candidates)) == 1
-    return found
+            hit = p.rank == 1 and answer.place_of(place, len(p.candidates)) == 1
+            found.setdefault(p.query_id, []).append(hit)
+    return {query: sum(hits) / len(hits) for query, hits in found.items()}
 
 
 def _classical(asked: ExperimentList, found: Sequence[Finished], tasks: Sequence[Task]

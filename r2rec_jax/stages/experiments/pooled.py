@@ -39,22 +39,25 @@ class Pooled:
         experiment: whose.
         system: its name.
         chains: what chains its prompts showed.
-        records: by (seed, query_id).
-        first: whether an answer's first line was the target, by (seed, query_id); absent where nothing was written, and
-            the first of a ranking counts.
+        records: by (seed, query_id), one an answer.
+        first: share of answers whose first line was the target, by (seed, query_id); absent where nothing was written,
+            and the first of a ranking counts.
     """
 
     experiment: str
     system: str
     chains: str
-    records: dict[Key, RankRecord] = field(default_factory=dict)
-    first: dict[Key, bool] = field(default_factory=dict)
+    records: dict[Key, tuple[RankRecord, ...]] = field(default_factory=dict)
+    first: dict[Key, float] = field(default_factory=dict)
 
     def values(self, keys: Sequence[Key]) -> NDArray[np.float64]:
-        """[keys, metrics] per-query values of :data:`METRICS`."""
-        ranks = [self.records[key].rank for key in keys]
-        first = np.array([self.first.get(key, rank == 1) for key, rank in zip(keys, ranks, strict=True)], np.float64)
-        return np.stack([TESTED[name](ranks) if name in TESTED else first for name in METRICS], axis=1)
+        """[keys, metrics] per-query values of :data:`METRICS`, of several answers their mean."""
+        counts = np.array([len(self.records[key]) for key in keys])
+        ranks = [record.rank for key in keys for record in self.records[key]]
+        starts = np.cumsum(counts) - counts
+        of = {name: np.add.reduceat(TESTED[name](ranks), starts) / counts for name in METRICS if name in TESTED}
+        first = np.array([self.first.get(key, of["hr@1"][place]) for place, key in enumerate(keys)])
+        return np.stack([of.get(name, first) for name in METRICS], axis=1)
 
     def means(self) -> dict[str, float]:
         """Means of :data:`METRICS` over all queries."""
@@ -75,7 +78,7 @@ class Pool:
         self._headlines: list[str] = []
 
     def add(self, headline: str | None, experiment: str, system: str, chains: str, split: str, seed: int,
-            records: Sequence[RankRecord], first: Mapping[str, bool] | None = None) -> None:
+            records: Sequence[RankRecord], first: Mapping[str, float] | None = None) -> None:
         """Add one seed of a system.
 
         Args:
@@ -90,8 +93,10 @@ class Pool:
         if headline is not None and headline not in self._headlines:
             self._headlines.append(headline)
         entry = entries.setdefault((experiment, system, chains), Pooled(experiment, system, chains))
-        entry.records.update({(seed, record.query_id): record for record in records})
-        entry.first.update({(seed, query_id): hit for query_id, hit in (first or {}).items()})
+        for record in records:
+            key = seed, record.query_id
+            entry.records[key] = (*entry.records.get(key, ()), record)
+        entry.first.update({(seed, query_id): share for query_id, share in (first or {}).items()})
 
     def main(self) -> dict[str, Pooled]:
         """system -> its entry of the first headline experiment that has it, under its own chains."""
@@ -167,7 +172,7 @@ def paired(pairs: Sequence[tuple[Pooled, Pooled]], *, strict: bool = True) -> li
         if not keys:
             continue
         values = [(pairs[n][0].values(keys), pairs[n][1].values(keys)) for n in numbers]
-        users = [pairs[numbers[0]][0].records[key].user_id for key in keys]
+        users = [pairs[numbers[0]][0].records[key][0].user_id for key in keys]
         seeds = np.array([seed for seed, _ in keys])
         results = iter(bootstrap_columns(np.concatenate([a - b for a, b in values], axis=1), users=users))
         for number, (a, b) in zip(numbers, values, strict=True):
@@ -184,7 +189,7 @@ def paired(pairs: Sequence[tuple[Pooled, Pooled]], *, strict: bool = True) -> li
 def _other_candidates(first: Pooled, second: Pooled, keys: Sequence[Key]) -> Key | None:
     """The first of these (seed, query) that the two ranked with other candidates or another target."""
     for key in keys:
-        a, b = first.records[key], second.records[key]
+        a, b = first.records[key][0], second.records[key][0]
         if (a.target, a.candidates_sha) != (b.target, b.candidates_sha):
             return key
     return None
@@ -266,7 +271,7 @@ def breakdowns(pool: Pool) -> list[dict[str, Any]]:
 
 
 def _breakdown(entry: Pooled) -> dict[str, Any]:
-    records = list(entry.records.values())
+    records = [record for own in entry.records.values() for record in own]
     places = by_position(records)
     counted = all(record.target_edges is not None for record in records)
     return {"by_position": places, "position_p": position_p(places),

@@ -167,7 +167,7 @@ def make_plan(config: TrainConfig, hf_config: Mapping[str, Any], devices: int, o
         _rollout(shapes, config, "grpo: rollout", config.grpo.prompts_per_step, config.grpo.group_size, grpo),
         _training(shapes, config, "grpo", formula.grpo_row(config, grpo.prompt, grpo.completion),
                   config.grpo.micro_prompts),
-        _rollout(shapes, config, "evaluate", config.evaluate.batch_size, 1,
+        _rollout(shapes, config, "evaluate", config.evaluate.batch_size, config.evaluate.answers,
                  lengths or Lengths(limits.prompt, config.evaluate.max_new_tokens)),
     ]
     parameters = formula.count(full_shapes.base)
