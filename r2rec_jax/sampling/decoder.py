@@ -284,12 +284,15 @@ class Decoder:
                                key=(*_shape(state), rule), donate=(3,))
 
     def _reshape(self, state: DecodeState, keep: np.ndarray, capacity: int) -> DecodeState:
-        """The state with these prompts of each shard and this suffix capacity."""
+        """The state with these prompts of each shard and this suffix capacity; the caches of the old one are gone."""
         prompts, key = len(state.done), (*_shape(state), keep.size, capacity)
-        caches = tuple(self._call("reshape cache", reshape_cache, (capacity, prompts), (cache, keep), key=key)
-                       for cache in state.caches)
+        caches = []
+        for cache in state.caches:
+            caches.append(self._call("reshape cache", reshape_cache, (capacity, prompts), (cache, keep), key=key))
+            for old in jax.tree.leaves(cache):  # one layer's at a time lie side by side, not the whole model's
+                old.delete()
         rows = self._call("reshape", reshape_rows, (capacity, self.pad_id), (replace(state, caches=()), keep), key=key)
-        return replace(rows, caches=caches)
+        return replace(rows, caches=tuple(caches))
 
     def _call(self, what: str, function: Callable[..., Any], static: tuple[Any, ...], args: tuple[Any, ...], *,
               key: tuple[Any, ...], donate: tuple[int, ...] = ()) -> Any:

@@ -185,13 +185,22 @@ def test_decoding_stops_when_all_rows_have_ended(policy: Policy) -> None:
     assert looks == [9]
 
 
-def test_long_completions_grow_the_suffix_and_drop_finished_prompts(policy: Policy) -> None:
+def test_long_completions_grow_the_suffix_and_drop_finished_prompts(policy: Policy, monkeypatch: pytest.MonkeyPatch
+                                                                    ) -> None:
     """Four growths and two compactions against one segment of full size."""
     ends = tuple(range(90, 97))
     plain = policy.decoder(end_ids=ends, buckets=replace(BUCKETS, segment=256))
     grown = policy.decoder(end_ids=ends, buckets=replace(BUCKETS, segment=32, look_every=16, compact_rows=0))
     kwargs = {"max_new_tokens": 150, "temperature": 1.0, "top_p": 1.0, "group": 1, "prompts": [*PROMPTS, [8, 9]]}
     told: list[str] = []
+    gone: list[bool] = []
+
+    def reshape(state: Any, *rest: Any) -> Any:
+        found = Decoder._reshape(grown, state, *rest)
+        gone.extend(x.is_deleted() for x in jax.tree.leaves(state.caches))
+        return found
+
+    monkeypatch.setattr(grown, "_reshape", reshape)
     a = policy.generate(plain, **kwargs)
     b = policy.generate(grown, **kwargs, on_compile=lambda what, _: told.append(what))
     assert len(set(a.lengths.ravel().tolist())) > 2
@@ -200,6 +209,7 @@ def test_long_completions_grow_the_suffix_and_drop_finished_prompts(policy: Poli
     np.testing.assert_array_equal(a.finished, b.finished)
     np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
     assert any(what.startswith("reshape") for what in told)
+    assert gone and all(gone), "old and new caches lie side by side"
 
 
 def test_one_compile_a_bucket(policy: Policy) -> None:
