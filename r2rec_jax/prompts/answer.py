@@ -15,7 +15,7 @@ The text may be anything a model can emit: nothing here raises on it, and the wo
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +27,7 @@ MIN_WORDS = 3
 
 _NUMBER = re.compile(r"(?<!\w)[-+]?[0-9]+(?:\.[0-9]+)?(?!\w)")
 _NUMBERED_LINE = re.compile(r"^[\W_]*[0-9]{1,3}\s*[.):\]]")
+_ORDINAL = re.compile(r"^[(\[]?([0-9]{1,3})[.):\]]\s+(\S.*)$")
 _LIST_MARK = re.compile(r"^(?:[-*•]|[(\[]?[0-9]{1,3}[.):\]])\s+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _YEAR = re.compile(r"\(([0-9]{4})\b[^()]*\)(?: \[[0-9]+\])?$")
@@ -198,19 +199,56 @@ def _count_mentions(mentions: Sequence[int | None]) -> tuple[tuple[int, ...], tu
     return tuple(first), tuple(first.values()), inside - len(first), len(mentions) - inside
 
 
-def _read_numbers(block: str, n_candidates: int) -> list[int | None]:
-    """Each number as a 0-based position, None when it is no candidate's. Huge numbers never reach ``int``."""
-    width = len(str(n_candidates))
-    mentions: list[int | None] = []
-    for found in _NUMBER.findall(block):
-        digits = found.lstrip("0")
-        inside = found.isdigit() and 0 < len(digits) <= width and int(digits) <= n_candidates
-        mentions.append(int(digits) - 1 if inside else None)
-    return mentions
+def _read_numbers(block: str, titles: Sequence[str]) -> list[int | None]:
+    """Each number as a 0-based position, None when it is no candidate's.
+
+    Where every line begins with a number and a list mark, ``1.``, ``2.``, ``3.``, ... count the places, and what a line
+    goes on with is meant: a title, else a number. Other numbers before a title are the candidates' own, as prompts list
+    them, and digits of the title are none.
+    """
+    lines = [line.strip() for line in block.split("\n") if line.strip()]
+    marked = [mark for line in lines if (mark := _ORDINAL.match(line))]
+    if lines and len(marked) == len(lines):
+        marks, rests = zip(*(mark.groups() for mark in marked), strict=True)
+        counted = [int(mark) for mark in marks] == list(range(1, len(marks) + 1))
+        if counted and all(_lone_number(rest) or _WORD.search(rest) for rest in rests):
+            find = _title_finder(titles)
+            return [_meant(rest, find, len(titles)) for rest in rests]
+        if all(_WORD.search(rest) for rest in rests):
+            return [_candidate(mark, len(titles)) for mark in marks]
+    return [_candidate(number, len(titles)) for number in _NUMBER.findall(block)]
+
+
+def _meant(rest: str, find: Callable[[str], int | None], n_candidates: int) -> int | None:
+    """The position that a line of a numbered list names: a number alone, a title, or the number it begins with."""
+    number = _lone_number(rest)
+    position = None if number else find(rest)
+    number = number or _NUMBER.match(rest)
+    return position if position is not None or number is None else _candidate(number[0], n_candidates)
+
+
+def _lone_number(rest: str) -> re.Match[str] | None:
+    return _NUMBER.fullmatch(rest.strip(" .,;:#*()[]"))
+
+
+def _candidate(number: str, n_candidates: int) -> int | None:
+    """A written number as a 0-based position. Huge ones never reach ``int``."""
+    digits = number.lstrip("0")
+    inside = number.isdigit() and 0 < len(digits) <= len(str(n_candidates)) and int(digits) <= n_candidates
+    return int(digits) - 1 if inside else None
 
 
 def _read_titles(block: str, titles: Sequence[str]) -> list[int | None]:
-    """Each line as a 0-based position: the label exactly, else without list mark and case, else without the year that
+    """Each line as a 0-based position."""
+    find = _title_finder(titles)
+    lines = [line for line in block.split("\n") if line.strip()]
+    if len(lines) == 1 and find(lines[0]) is None:
+        lines = [part for part in lines[0].split(";") if part.strip()]
+    return [find(line) for line in lines]
+
+
+def _title_finder(titles: Sequence[str]) -> Callable[[str], int | None]:
+    """Finds a line's 0-based position: the label exactly, else without list mark and case, else without the year that
     the line or the label lacks: a film of the same name and another year is no candidate."""
     exact = {title: position for position, title in enumerate(titles)}
     folded: dict[str, list[int]] = {}
@@ -231,10 +269,7 @@ def _read_titles(block: str, titles: Sequence[str]) -> list[int | None]:
             return found[0]
         return None
 
-    lines = [line for line in block.split("\n") if line.strip()]
-    if len(lines) == 1 and find(lines[0]) is None:
-        lines = [part for part in lines[0].split(";") if part.strip()]
-    return [find(line) for line in lines]
+    return find
 
 
 def parse_completion(text: str, *, form: AnswerForm, titles: Sequence[str], opened_think: bool) -> ParsedAnswer:
@@ -258,7 +293,7 @@ statements=1, reasoning='Drama fits them best.')
     reasoning, block = split_completion(text, opened_think=opened_think)
     mentions: list[int | None] = []
     if block is not None:
-        mentions = _read_numbers(block, len(titles)) if form == "numbers" else _read_titles(block, titles)
+        mentions = _read_numbers(block, titles) if form == "numbers" else _read_titles(block, titles)
     ranking, places, duplicates, outside = _count_mentions(mentions)
     return ParsedAnswer(ranking, places, duplicates, outside, block is not None, bool(ranking),
                         count_statements(reasoning, titles), reasoning)
