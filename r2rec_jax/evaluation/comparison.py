@@ -67,9 +67,10 @@ def summarize_system(block: Block, system: System) -> dict[str, Any]:
 
     Returns:
         ``system`` (the label), ``name`` (as result files call it), ``prompt``, ``folders``, ``dataset``,
-        ``negatives``, ``split``, ``seed`` and ``split_seed`` (lists), ``runs``, ``users`` (a run), every metric of
-        :data:`METRICS` that all runs have, ``sd`` (metric -> sample standard deviation over runs, where there are two
-        or more), ``by_position`` and ``by_popularity`` over the users of all runs.
+        ``negatives``, ``split``, ``seed`` and ``split_seed`` (lists), ``runs``, ``users`` (a run), ``answers`` of each
+        (the most of any run), every metric of :data:`METRICS` that all runs have, ``sd`` (metric -> sample standard
+        deviation over runs, where there are two or more), ``by_position`` and ``by_popularity`` over the users of all
+        runs.
     """
     rows = [summarize_ranks(run.records, system=run.system, dataset=run.dataset, negatives=run.negatives,
                             split=run.split, seed=run.seed) for run in system.runs]
@@ -81,6 +82,7 @@ def summarize_system(block: Block, system: System) -> dict[str, Any]:
         "system": system.label, "dataset": block.dataset, "negatives": block.negatives, "split": block.split,
         "seed": sorted({run.seed for run in system.runs}), "split_seed": list(system.split_seeds),
         "runs": len(rows), "users": round(float(np.mean([row["users"] for row in rows]))),
+        "answers": max(row["answers"] for row in rows),
         **{name: float(value.mean()) for name, value in values.items()},
         "sd": {name: float(value.std(ddof=1)) for name, value in values.items()} if len(rows) > 1 else {},
         "by_position": by_position(records),

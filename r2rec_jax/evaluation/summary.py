@@ -90,29 +90,29 @@ def by_position(records: Sequence[RankRecord]) -> list[dict[str, Any]]:
     ranks = np.array([record.rank for record in records])
     asked: dict[int, set[tuple[str, str]]] = {}
     for record in records:
-        asked.setdefault(record.position, set()).add((record.query_id, record.candidates_sha))
-    entries = [{"number": place + 1, **_rates(ranks[positions == place])} for place in sorted(asked)]
-    return [entry if len(own) == entry["users"] else entry | {"questions": len(own)}
-            for entry, (_, own) in zip(entries, sorted(asked.items()), strict=True)]
+        asked.setdefault(record.position, set()).add(_question(record))
+    return [{"number": place + 1, **_rates(ranks[positions == place], len(asked[place]))} for place in sorted(asked)]
 
 
 def by_popularity(records: Sequence[RankRecord], buckets: int = BUCKETS) -> list[dict[str, Any]]:
     """Hit rates by popularity of the target: buckets of equal numbers of users, from rare targets to popular ones.
 
-    Users are ordered by their target's training edges (ties by target, then by query, so that every system gets the
-    same buckets) and cut into ``buckets`` parts whose sizes differ by one at most. Fewer users than buckets give one
-    bucket a user.
+    Questions are ordered by their target's training edges (ties by target, then by query, so that every system gets the
+    same buckets, however many answers it gave) and cut into ``buckets`` parts whose sizes differ by one at most. Fewer
+    questions than buckets give one bucket each.
 
     Returns:
         ``[{"bucket": 1, "edges": [0, 41], "users": 200, "hr@1": 0.1, "hr@3": 0.3}, ...]``; ``edges`` are the fewest
-        and the most training edges of a target in the bucket.
+        and the most training edges of a target in the bucket, ``users`` as in :func:`by_position`.
     """
-    ordered = sorted(records, key=lambda record: (record.target_edges, record.target, record.query_id))
+    asked: dict[tuple[str, str], list[RankRecord]] = {}
+    for record in records:
+        asked.setdefault(_question(record), []).append(record)
+    ordered = sorted(asked.values(), key=lambda own: (own[0].target_edges, own[0].target, own[0].query_id))
     parts = np.array_split(np.arange(len(ordered)), min(buckets, len(ordered)))
-    ranks = np.array([record.rank for record in ordered])
     return [
-        {"bucket": number, "edges": [ordered[part[0]].target_edges, ordered[part[-1]].target_edges],
-         **_rates(ranks[part])}
+        {"bucket": number, "edges": [ordered[part[0]][0].target_edges, ordered[part[-1]][0].target_edges],
+         **_rates(np.array([record.rank for place in part for record in ordered[place]]), len(part))}
         for number, part in enumerate(parts, start=1)
     ]
 
@@ -141,5 +141,10 @@ def position_p(entries: Sequence[Mapping[str, Any]]) -> float | None:
     return float(result.pvalue)
 
 
-def _rates(ranks: NDArray[np.float64]) -> dict[str, Any]:
-    return {"users": len(ranks), "hr@1": hit_ratio(ranks, 1), "hr@3": hit_ratio(ranks, 3)}
+def _question(record: RankRecord) -> tuple[str, str]:
+    return record.query_id, record.candidates_sha
+
+
+def _rates(ranks: NDArray[np.float64], questions: int) -> dict[str, Any]:
+    several = {"questions": questions} if questions != len(ranks) else {}
+    return {"users": len(ranks), "hr@1": hit_ratio(ranks, 1), "hr@3": hit_ratio(ranks, 3), **several}

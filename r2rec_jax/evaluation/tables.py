@@ -11,6 +11,7 @@ import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -33,7 +34,8 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 )
 """(key in a row, heading, format) of the columns of a result table."""
 
-CONTEXT = {"dataset": "{}", "negatives": "{} negatives", "split": "split {}", "seed": "seed {}", "users": "{} users"}
+CONTEXT = {"dataset": "{}", "negatives": "{} negatives", "split": "split {}", "seed": "seed {}", "users": "{} users",
+           "answers": "{} answers each"}
 """Columns that say under which conditions a row was measured, and how the heading words them."""
 
 REQUIRED = ("system", "dataset", "negatives", "split", "seed", "users", "hr@1", "hr@3", "ndcg@3")
@@ -48,8 +50,10 @@ def print_table(rows: Sequence[Row], title: str = "", *, file: IO[str] | None = 
     What all rows share (data, negatives, split, seed, users) stands once above the table, which then fits a terminal
     of 80 columns.
     """
+    rows = [{key: value for key, value in row.items() if (key, value) != ("answers", 1)} for row in rows]
     shared = [key for key in CONTEXT if len({row.get(key) for row in rows}) == 1 and rows[0].get(key) is not None]
-    columns = [column for column in COLUMNS if column[0] not in shared]
+    columns = [column for column in (*COLUMNS, ("answers", "answers", "d"))
+               if column[0] not in shared and (column[0] != "answers" or any("answers" in row for row in rows))]
     heading = ", ".join([title] * bool(title) + [CONTEXT[key].format(rows[0][key]) for key in shared])
     shown = Table()
     for (_, name, form) in columns:
@@ -80,7 +84,7 @@ def markdown(rows: Sequence[Row], columns: Sequence[tuple[str, str, str]] = COLU
 
 def provenance() -> dict[str, Any]:
     """Where a number comes from: created (UTC), commit, dirty, hardware, versions."""
-    commit, dirty = git_state(Path(r2rec_jax.__file__).resolve().parents[1])
+    commit, dirty = own_code()
     return {"created": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit, "dirty": dirty,
             "hardware": hardware(), "versions": versions()}
 
@@ -108,6 +112,12 @@ def result_file(what: str, rows: Sequence[Row], config_sha256: str, **extra: Any
         if endless:
             raise ValueError(f"values of a row must be finite; got {endless[0]} = {row[endless[0]]}")
     return {"what": what, **provenance(), "config_sha256": config_sha256, "rows": [dict(row) for row in rows], **extra}
+
+
+@cache
+def own_code() -> tuple[str, bool | None]:
+    """:func:`git_state` of this package when the process first asked: a commit made since is not what it runs."""
+    return git_state(Path(r2rec_jax.__file__).resolve().parents[1])
 
 
 def git_state(folder: Path) -> tuple[str, bool | None]:

@@ -182,7 +182,12 @@ def spread(row: Row, key: str) -> str:
 
 def conditions(row: Row) -> list[str]:
     """Negatives, split, seeds and users of a row."""
-    return [row["negatives"], row["split"], seeds(row), f"{row['users']:,}"]
+    return [row["negatives"], row["split"], seeds(row), people(row)]
+
+
+def people(row: Row) -> str:
+    """How many users were asked, and how often each where it was more than once."""
+    return f"{row['users']:,}" + (f" x {row['answers']}" if row.get("answers", 1) > 1 else "")
 
 
 def seeds(row: Row) -> str:

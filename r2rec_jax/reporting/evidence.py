@@ -207,8 +207,12 @@ def reward_lines(curves: Sequence[Entry]) -> str:
     lines = []
     for experiment, own in _by_experiment(curves).items():
         (rank, rank_error), (step, step_error) = (reward_rise(own, name) for name in ("reward_rank", "reward_step"))
-        said = (f"- {experiment} ({own[0]['system']}), first to last fifth, with the standard error that the scatter "
-                f"of steps gives: R_rank {rank:+.3f} ± {rank_error:.3f}, R_step {step:+.3f} ± {step_error:.3f}")
+        name = f"- {experiment} ({own[0]['system']}), first to last fifth"
+        if not np.isfinite([rank_error, step_error]).all():
+            lines.append(f"{name}, of too few steps for an error: R_rank {rank:+.3f}, R_step {step:+.3f}.")
+            continue
+        said = (f"{name}, with the standard error that the scatter of steps gives: R_rank {rank:+.3f} ± "
+                f"{rank_error:.3f}, R_step {step:+.3f} ± {step_error:.3f}")
         if 0 < rank <= 2 * rank_error and rank >= step:
             said += "; R_rank's rise is within that scatter"
         elif step > 2 * step_error and rank <= 2 * rank_error:

@@ -18,6 +18,7 @@ from r2rec_jax.reporting.comparison import (
     SHOWN,
     dataset_name,
     heading,
+    people,
     position_rates,
     position_stretches,
     probability,
@@ -102,7 +103,7 @@ def _our_cells(report: BlockReport, row: Row, printed: str) -> list[str | Text]:
         style = "bold" if row["system"] in best_systems(report.rows, key) and len(report.rows) > 1 else ""
         figures.append(Text(f"{_short(row[key])}{mark}{below}", style=style))
     return [Text(row["system"]), *figures, printed, f"{row['negatives']}\n{row['split']}",
-            f"{seeds(row)}\n{row['users']:,} users"]
+            f"{seeds(row)}\n{people(row)} users"]
 
 
 def _paper_cell(line: paper.PaperRow | None, dataset: str) -> str:

@@ -96,10 +96,13 @@ def run_entry(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] 
         0 when it went well or the system asked it to stop (SIGTERM, SIGUSR1, SIGHUP), 1 for a run that had to stop,
         2 for bad input or a failing file system, 130 after Ctrl-C.
     """
+    from r2rec_jax.evaluation.tables import own_code
+
     try:
         with stopping.listening(last=argv is None):
             if argv is None:  # a process of its own
                 keep_compiled()
+                own_code()
             main(argv)
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("R2REC_TRACEBACK"):

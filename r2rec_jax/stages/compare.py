@@ -186,7 +186,8 @@ def _asked_hosted(ranks: Path, config: TrainConfig, negatives: str) -> dict[str,
         return None
     settings = result["settings"]
     server = {name: value for name, value in settings["server"].items() if name not in OPERATIONAL}
-    return {name: settings["evaluate"][name] for name in SHAPING["generate"]} | {"server": server}
+    asked = {name: settings["evaluate"][name] for name in SHAPING["generate"] if name != "answers"}  # always one
+    return asked | {"server": server}
 
 
 def _variant(run: RunFolder, system: str, asked: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -35,7 +36,7 @@ def recommend(work: Workspace, user_id: str, checkpoint: str, top: int) -> dict[
     prepared, config = work.prepared, work.config
     query = prepared.find_query(user_id)
     r = render_query(prepared, query, config.prompts, work.tokenizer, shown_thoughts(work, [query]))
-    answer = make_generate(work, checkpoint, config.evaluate)([0], [r.chat.ids], lambda count: None)
+    answer = make_generate(work, checkpoint, replace(config.evaluate, answers=1))([0], [r.chat.ids], lambda count: None)
     parsed = parse_completion(answer.texts[0], form=config.prompts.answer.form, titles=r.labels,
                               opened_think=r.chat.opened_think)
     items = prepared.dataset.items

@@ -68,7 +68,7 @@ WITHOUT_EFFECT = {"data": DATA_PLACES, "thoughts": ("store",), "thoughts.endpoin
 
 LATER: dict[str, Any] = {"sft.steps": None, "pretrain.adapt": False, "backbone.item_tokens": False,
                          "backbone.matmul_dtype": None, "grpo.uniform_groups": "keep", "rewards.true_weight": 0.0,
-                         "pretrain.choices_as": "answer", "prompts.names": "title"}
+                         "pretrain.choices_as": "answer", "prompts.names": "title", "evaluate.answers": 1}
 """Settings that came when run folders were in use already, and the value that does what was done before. With it they
 do not enter a key: what an earlier version has finished stays finished."""
 

@@ -91,16 +91,18 @@ def check_damage(results: Path, argv: list[str], capfd: pytest.CaptureFixture[st
     """What a finished experiment has left is looked at again whenever it is used."""
     whole = results.read_bytes()
     other = json.loads(whole)
-    other["settings"]["temperature"] = 0.25
+    other["settings"] |= {"temperature": 0.25, "answers": 4}
     results.write_text(json.dumps(other))
     assert experiments([*argv, "--only", "main"]) == 2
-    assert "asked for; it has temperature 0.25 instead of" in (said := capfd.readouterr().err) and "done.json" in said
+    said = capfd.readouterr().err
+    assert "asked for; it has temperature 0.25 instead of" in said and "answers 4 instead of 1" in said
+    assert "done.json" in said
     results.write_bytes(whole)
     ranks = results.with_name("ranks-test-uniform-sft.jsonl")
     lines = ranks.read_text()
     ranks.write_text(lines.partition("\n")[0] + "\n")
     assert experiments([*argv, "--only", "main"]) == 2
-    assert "must rank the 8 queries that main with seed 0 was asked; it has 1" in capfd.readouterr().err
+    assert "the 8 queries that main with seed 0 was asked, in 1 answers each; it has 1;" in capfd.readouterr().err
     ranks.write_text(lines)
     results.unlink()
     assert experiments([*argv, "--only", "main"]) == 2

@@ -182,6 +182,9 @@ def test_popularity_buckets_hold_equal_numbers_of_users():
     assert [bucket["edges"] for bucket in got] == [[0, 20], [30, 50], [60, 70], [80, 90], [100, 110]]
     assert [bucket["hr@1"] for bucket in got] == [0, 0, 1, 1, 1]
     assert by_popularity(records[::-1]) == got
+    twice = by_popularity([replace(r, answer=n) for r in records for n in (0, 1)])
+    assert [bucket | {"users": bucket["users"] // 2} for bucket in twice] == [
+        bucket | {"questions": bucket["users"]} for bucket in got], "answers to a question stay together"
     assert "by_popularity" not in summarize_ranks([record(0, edges=None)], system="ease", **ROW)
 
 

@@ -84,6 +84,12 @@ def test_provenance_names_hardware_and_versions():
     assert "not installed" not in got["versions"].values()
 
 
+def test_a_commit_made_meanwhile_is_not_what_runs(monkeypatch):
+    before = provenance()
+    monkeypatch.setattr("r2rec_jax.evaluation.tables.git_state", lambda folder: ("later", False))
+    assert provenance()["commit"] == before["commit"]
+
+
 def test_git_state_follows_the_checkout(tmp_path):
     assert git_state(tmp_path) == ("unknown", None)
     git(tmp_path, "init", "-q")

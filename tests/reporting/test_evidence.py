@@ -135,7 +135,11 @@ def test_a_rise_within_the_scatter_of_steps_is_none() -> None:
     noisy[0] |= {"reward_rank": (rng.normal(0.4, 0.1, 50) + 0.001 * np.arange(50)).tolist(),
                  "reward_step": np.linspace(0.9, 0.92, 50).tolist()}
     assert "R_rank's rise is within that scatter." in reward_lines(noisy)
-    assert reward_rise([{"reward_rank": [0.1, 0.3]}], "reward_rank") == (pytest.approx(0.2), np.inf)
+    few = [{"experiment": "e", "system": "grpo", "seed": 0, "steps": [2, 4], "reward_rank": [0.1, 0.3],
+            "reward_step": [0.5, 0.9]}]
+    assert reward_rise(few, "reward_rank") == (pytest.approx(0.2), np.inf)
+    assert reward_lines(few) == ("- e (grpo), first to last fifth, of too few steps for an error: R_rank +0.200, "
+                                 "R_step +0.400.")
 
 
 def test_tokens_of_scored_lines_are_no_answers() -> None:

@@ -110,10 +110,11 @@ def _finished(trial: Trial) -> list[Finished]:
         _check_left(trial, exam)
         result, wanted = read_json(exam["results"], _SAME), set(exam["queries"])
         records = tuple(record for record in read_ranks(exam["ranks"]) if record.query_id in wanted)
-        ranked = len({record.query_id for record in records})
-        if ranked < len(wanted):
+        answers = trial.config.evaluate.answers if exam["method"] == "generate" else 1
+        if len(records) < len(wanted) * answers:
             raise ValueError(f"{exam['ranks']} must rank the {len(wanted)} queries that {trial.name} with seed "
-                             f"{trial.seed} was asked; it has {ranked}; {_again(trial)}")
+                             f"{trial.seed} was asked, in {answers} answers each; it has {len(records)}; "
+                             f"{_again(trial)}")
         first = None
         if exam["method"] == "generate":
             first = _named_first(exam["predictions"], trial.config.prompts.answer.form, wanted)
@@ -135,6 +136,8 @@ def _check_left(trial: Trial, exam: Mapping[str, Any]) -> None:
     wanted = replace(own, split=trial.order["split"], method=exam["method"], chains=exam["chains"])
     settings = wanted.answer_settings(own.negatives or trial.config.data.negatives) | {"users": len(exam["queries"])}
     given = result["settings"] | {name: result["rows"][0][name] for name in ("negatives", "users")}
+    if exam["method"] == "generate":
+        settings["answers"], given = wanted.answers, {"answers": 1} | given
     other = [f"{name} {given.get(name)!r} instead of {value!r}" for name, value in settings.items()
              if given.get(name) != value]
     if other:
