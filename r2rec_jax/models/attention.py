@@ -18,6 +18,7 @@ Example: a prompt of two tokens and two completions of two tokens (one padded), 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -30,6 +31,9 @@ from r2rec_jax.models.splash import attend_masked
 
 ResolvedBackend = Literal["xla", "cudnn", "splash"]
 AttentionBackend = Literal["auto", ResolvedBackend]
+
+FUSED_MULTIPLE = 128
+"""Row lengths that cuDNN's kernel is given."""
 
 MASKED = -1e30
 """Score of a masked pair: finite, so that a row that sees nothing gives a number and no NaN."""
@@ -90,11 +94,27 @@ def attend_segments(
     The output of a token that sees no key (padding) must not be used.
     """
     if backend == "cudnn":
-        mask = segment_mask(segments, parents)[:, None]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn").astype(q.dtype)
+        padded, mask = fused_inputs((q, k, v), segments, parents)
+        out = jax.nn.dot_product_attention(*padded, mask=mask, implementation="cudnn")
+        return out[:, :q.shape[1]].astype(q.dtype)
     if backend == "splash":
         return attend_masked(q, k, v, segment_mask(segments, parents))
     return attend_rows(q, k, v, segments, parents)
+
+
+def fused_inputs(arrays: Sequence[Float[Array, "B T _ H"]], segments: Int[Array, "B T"], parents: Int[Array, "B T"]
+                 ) -> tuple[tuple[Float[Array, "B L _ H"], ...], Bool[Array, "B 1 L L"]]:
+    """Queries, keys and values filled up to L, a multiple of :data:`FUSED_MULTIPLE`, and a mask without blind rows.
+
+    cuDNN's backward gives NaN where a query sees no key (a log-sum-exp of nothing), and for some lengths wherever there
+    is a mask: pytorch#196678 and trl#7181 have it for T % 128 = 64. A NaN at padding reaches every weight. So what would
+    see nothing sees itself; its output is used by nobody, and its gradient is zero.
+    """
+    more = -segments.shape[1] % FUSED_MULTIPLE
+    padded = tuple(jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in arrays)
+    mask = segment_mask(*(jnp.pad(x, ((0, 0), (0, more))) for x in (segments, parents)))
+    blind = ~mask.any(axis=-1, keepdims=True)
+    return padded, (mask | (blind & jnp.eye(mask.shape[-1], dtype=bool)))[:, None]
 
 
 def attend(
