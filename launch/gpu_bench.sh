@@ -18,6 +18,7 @@ cd "$(dirname "$0")/.." || exit 2
 presets=${PRESETS:-gpu-135m gpu-8b} works=${WORKS:-rollout numerics sft grpo recommend load}
 limit=${LIMIT_S:-540} out=${OUT:-results} scratch=${SCRATCH:-/var/tmp/r2rec-bench} python=${PYTHON:-.venv/bin/python}
 mkdir -p "$out" || exit 2
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} # without a GPU to be had it fails at once instead of measuring the CPU
 missing=0
 
 measured() {  # file work

@@ -8,7 +8,8 @@
 # MINUTES    that it may take; a step that is under way is ended and saved, which takes as long as a step, and at most
 #            five and a half minutes    (60)
 # RESULTS    folder of the result files        (results)
-# OUT        folder for what must outlive the machine: the result files, and the runs in runs.tar.gz.aa, .ab, ...
+# OUT        folder for what must outlive the machine: the result files, and the runs in runs.tar.gz.aa, .ab, ...; until
+#            all is done also so-far/, logs, metrics and results of the runs under way, written anew every 45 seconds
 # KEEP       of the runs: small (results, answers, metrics, logs: enough for the report; what is done stays done, but what
 #            builds on it trains its stages again), or all (what was trained too, but for checkpoints of a finished
 #            pretraining: what is begun goes on, and stages are shared)    (small)
@@ -35,12 +36,23 @@ if [ -n "$from" ] && [ ! -d "$root" ]; then
   cat "$from"/runs.tar.gz.* | tar -C "$root" -xzf - || refuse "FROM must hold runs.tar.gz.*; $from has none or damaged"
 fi
 
+# Without a GPU to be had an experiment fails at once instead of spending the time on the CPU.
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
+
 # In the background, so that a signal is handed on at once instead of after the program's end; timeout passes it on,
 # and waits longer for the program than that waits for an experiment's step to end.
 asked=
 timeout --signal=TERM --kill-after=330 "$(awk "BEGIN { print $minutes * 60 }")" \
   "$python" -m r2rec_jax.experiments "$list" --results "$results" "$@" &
 program=$!
+so_far() { # what can be read of runs under way, should the machine end before this script
+  mkdir -p "$out/so-far"
+  cp "$results"/evidence_*.json "$out/" 2>/dev/null
+  [ ! -d "$root" ] || (cd "$root" && find . \( -name log.txt -o -name failed.json -o -path '*/run/metrics.jsonl' -o \
+    -path '*/run/evaluate/results-*.json' \) -print0 | tar --null -T - -cf -) | tar -C "$out/so-far" -xf -
+}
+while [ -n "$out" ] && sleep "${EVERY:-45}"; do so_far; done > /dev/null 2>&1 &
+watcher=$!
 trap 'asked=1; kill -TERM $program 2>/dev/null' TERM INT HUP
 wait $program
 code=$?
@@ -48,6 +60,8 @@ while kill -0 $program 2>/dev/null; do # the trap has ended that wait
   wait $program
   code=$?
 done
+kill $watcher 2>/dev/null
+wait $watcher 2>/dev/null
 if [ -n "$asked" ]; then
   echo "stopped when asked to; start it again to go on"
   code=75
@@ -63,7 +77,7 @@ if [ -n "$out" ]; then
   if [ "$keep" = all ]; then
     while read -r stage; do # its product is whole, so nothing goes on from its checkpoints
       left_out+=(--exclude="${stage#"$root"/}/checkpoints")
-    done < <(find "$root" -path '*/run/pretrain/backbone' -prune -printf '%h\n' 2>/dev/null)
+    done < <(find "$root" \( -path '*/run/pretrain/backbone' -o -path '*/run/*/adapter' \) -prune -printf '%h\n' 2>/dev/null)
   else # without its products a finished stage must not be taken for one
     left_out+=(--exclude='*/run/*/checkpoints' --exclude='*.safetensors' --exclude='*/run/prepare' \
       --exclude='*/run/thoughts' --exclude='*/run/stages.json' --exclude='./baselines/*/prepared')
@@ -79,6 +93,7 @@ if [ -n "$out" ]; then
     if [ "${status[0]}" -le 1 ] && [ "${status[1]}" -eq 0 ]; then
       rm -f "$out"/runs.tar.gz.*
       for part in "$out"/new.runs.*; do mv "$part" "$out/${part##*/new.}"; done
+      [ $code -ne 0 ] || rm -rf "$out/so-far"
     else
       echo "error: the runs could not be written to $out; earlier ones there are left as they are" >&2
       code=1

@@ -14,9 +14,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from r2rec_jax.stages.cli import BadInput, make_parser, parse, run_entry
 
@@ -24,7 +25,10 @@ DESCRIPTION = """Measure rollouts, SFT, a GRPO step, recommendations and loading
 (the extra [bench]), and hold their numbers against each other. Writes results/bench_<preset>.json and prints a
 table."""
 
-PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
+PACKAGES = ("torch", "transformers", "peft", "accelerate")
+
+OF_GRPO = ("trl", "datasets")
+"""What the GRPO step alone is held against."""
 
 
 def run(argv: Sequence[str] | None = None) -> None:
@@ -45,7 +49,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     given = parse(parser, argv)
     preset = preset_named(given.preset, given.repeats, given.weights)
     works = parse_works(given.works, WORKS)
-    packages = check_packages()
+    packages = check_packages(works)
     from r2rec_jax.bench.report import print_rows, run_works
 
     out = Path(given.json or f"results/bench_{preset.name.replace('-', '_')}.json")
@@ -69,19 +73,17 @@ def parse_works(text: str, known: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in known if name in asked)
 
 
-def check_packages() -> dict[str, str]:
+def check_packages(works: Sequence[str]) -> dict[str, str]:
     """Versions of the other side's packages.
 
     Raises:
-        BadInput: one is not installed.
+        BadInput: one that these works need is not installed.
     """
-    found: dict[str, Any] = {}
-    for name in PACKAGES:
-        try:
+    found: dict[str, str] = {}
+    for name in (*PACKAGES, *OF_GRPO):
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    missing = [name for name, have in found.items() if have is None]
+    missing = [name for name in (*PACKAGES, *(OF_GRPO if "grpo" in works else ())) if name not in found]
     if missing:
         raise BadInput(f"the benchmark needs {', '.join(missing)}; pip install -e '.[bench]'")
     return found

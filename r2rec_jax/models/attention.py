@@ -106,9 +106,9 @@ def fused_inputs(arrays: Sequence[Float[Array, "B T _ H"]], segments: Int[Array,
                  ) -> tuple[tuple[Float[Array, "B L _ H"], ...], Bool[Array, "B 1 L L"]]:
     """Queries, keys and values filled up to L, a multiple of :data:`FUSED_MULTIPLE`, and a mask without blind rows.
 
-    cuDNN's backward gives NaN where a query sees no key (a log-sum-exp of nothing), and for some lengths wherever there
-    is a mask: pytorch#196678 and trl#7181 have it for T % 128 = 64. A NaN at padding reaches every weight. So what would
-    see nothing sees itself; its output is used by nobody, and its gradient is zero.
+    cuDNN's backward gives NaN for rows whose scores are very low, as those of a query that sees no key, with any mask
+    where T % 128 = 64 (pytorch#196678, trl#7181). A NaN at padding reaches every weight. So what would see nothing
+    sees itself; its output is used by nobody, and its gradient is zero.
     """
     more = -segments.shape[1] % FUSED_MULTIPLE
     padded = tuple(jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in arrays)

@@ -75,6 +75,13 @@ class Buckets:
     compact_rows: int = 16
 
 
+def usual_buckets() -> Buckets:
+    """On a CPU every row costs time, elsewhere every shape does: a step takes as long as reading the weights, a compile
+    that of hundreds of steps. So there caches begin larger, and rows that ended stay (not measured: no device was to be
+    had)."""
+    return Buckets() if jax.default_backend() == "cpu" else Buckets(segment=512, compact_rows=2 ** 31)
+
+
 def size_bucket(count: int, smallest: int = 1) -> int:
     """The least of smallest x (1, 2, 3, 4, 6, 8, 12, 16, ...) that is >= count.
 
@@ -101,7 +108,7 @@ class Decoder:
         layout: how the layers' weights are read (:mod:`r2rec_jax.sampling.step`); ``auto`` is ``merged`` in float32 on
             a CPU and ``stored`` elsewhere.
         attention: backend of the prefill.
-        buckets: sizes.
+        buckets: sizes; :func:`usual_buckets` when not given.
         mesh: where ``lora`` and ``base`` are placed; None for a single device.
     """
 
@@ -117,7 +124,7 @@ class Decoder:
         self.graphdef, self.config = graphdef, config
         self.end_ids, self.pad_id = tuple(end_ids), pad_id
         self.layout, self.attention = layout, attention
-        self.buckets = buckets or Buckets()
+        self.buckets = buckets or usual_buckets()
         self.mesh, self.shards = mesh, row_shards(mesh)
         self._compiled = Compiled(mesh)
         self._on_compile: Report = silent

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def test_it_stops_at_the_limit_and_goes_on_elsewhere(tmp_path: Path) -> None:
     kept = archived(tmp_path / "out")
     assert {"stages.json", "model.safetensors", "predictions-test-pretrained.jsonl"} <= kept
     assert "checkpoints" not in kept, "nothing goes on from those of a finished pretraining"
+    assert not (tmp_path / "out" / "so-far").exists(), "all of it is in the archive"
 
     shutil.move(tmp_path / "out", tmp_path / "earlier")
     shutil.rmtree(tmp_path / "runs")
@@ -73,13 +75,18 @@ def test_a_signal_reaches_the_program_and_what_there_is_is_handed_over(tmp_path:
     (tmp_path / "out" / "runs.tar.gz.ab").write_bytes(b"of an earlier start")
     listening = ["env", "--default-signal=INT"]  # under nohup, and behind &, SIGINT is ignored
     with subprocess.Popen([*listening, str(SCRIPT)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          env=environment(tmp_path)) as script:
+                          env=environment(tmp_path, EVERY="0.3")) as script:
         assert script.stdout is not None
         assert any("started; log in" in line for line in script.stdout)
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "out" / "so-far").rglob("log.txt")):
+            assert time.monotonic() < deadline, "what is under way must be readable elsewhere"
+            time.sleep(0.1)
         script.send_signal(request_to_stop)
         said = script.stdout.read()
         assert script.wait(60) == 75 and "stopped by SIGTERM" in said and "stopped when asked to" in said
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["runs.tar.gz.aa"], "no part of an earlier start"
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["runs.tar.gz.aa", "so-far"], "no part of an earlier start"
     assert archived(tmp_path / "out"), "and it can be unpacked"
 
 

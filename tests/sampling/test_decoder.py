@@ -212,6 +212,15 @@ def test_long_completions_grow_the_suffix_and_drop_finished_prompts(policy: Poli
     assert gone and all(gone), "old and new caches lie side by side"
 
 
+def test_a_device_that_pays_for_compiles_gets_fewer_shapes(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(jax, "default_backend", lambda: "gpu")
+        decoder, told = Decoder(policy.graphdef, CONFIG, tuple(range(90, 97)), 0), []
+    policy.generate(decoder, PROMPTS * 8, max_new_tokens=100, temperature=1.0, top_p=1.0, group=1,
+                    on_compile=lambda what, _: told.append(what.split()[0]))
+    assert told.count("decode") == 1 and "reshape" not in told
+
+
 def test_one_compile_a_bucket(policy: Policy) -> None:
     decoder, told = Decoder(policy.graphdef, CONFIG, (2,), 0, buckets=BUCKETS), []
     policy.generate(decoder, on_compile=lambda what, seconds: told.append((what, seconds)))
