@@ -157,7 +157,7 @@ def _language_model(folder: Path) -> list[SystemRun]:
             raise ValueError(f"{path} must be named ranks-test-<negatives>-<system>.jsonl; delete it")
         negatives, records = match.group(1), tuple(read_ranks(path))
         system = records[0].system
-        asked = _asked_hosted(path, config, negatives) if path.parent.name == HOSTED else _asked(config, system)
+        asked = _asked_hosted(path, run, negatives) if path.parent.name == HOSTED else _asked(config, system)
         if asked is None:
             continue
         runs.append(SystemRun(
@@ -175,13 +175,13 @@ def _asked(config: TrainConfig, system: str) -> dict[str, Any]:
     return own.answer_settings("")  # what negatives and what likelihood is known by other names already
 
 
-def _asked_hosted(ranks: Path, config: TrainConfig, negatives: str) -> dict[str, Any] | None:
+def _asked_hosted(ranks: Path, run: RunFolder, negatives: str) -> dict[str, Any] | None:
     """The settings by which a hosted model answered, from the result file beside its ranks; None where that is not of
     the prompts that the run has now."""
-    lists = "test" if negatives == config.data.negatives else f"test-{negatives}"
+    lists = "test" if negatives == run.config.data.negatives else f"test-{negatives}"
     file = ranks.with_name(f"results-{lists}-{ranks.stem.removeprefix(f'ranks-test-{negatives}-')}.json")
     result = read_json(file, "run evaluate --endpoint again: it goes on from its answers") if file.exists() else {}
-    if result.get("identity") != fingerprint(prompts_identity(config, negatives)):
+    if result.get("identity") != fingerprint(prompts_identity(run, negatives)):
         progress.say(f"compare: {ranks} is left out, its run has other prompts or candidates now")
         return None
     settings = result["settings"]

@@ -44,7 +44,6 @@ from r2rec_jax.progress import bar
 from r2rec_jax.prompts.answer import AnswerForm
 from r2rec_jax.stages.likelihood import likelihood_query, policy_likelihood
 from r2rec_jax.stages.rendering import RenderedQuery, count_dropped, render_queries
-from r2rec_jax.stages.run import stage_key
 from r2rec_jax.stages.swapped import with_swapped_chains
 from r2rec_jax.stages.thinking import shown_thoughts
 from r2rec_jax.stages.workspace import Workspace
@@ -224,7 +223,7 @@ def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig
     if not is_first():
         follow(draw)
         return []
-    key = stage_key(work.config, trained_by(checkpoint))
+    key = work.run.key(trained_by(checkpoint))
     source = fingerprint(work.backbone.sha256, work.adapter_sha256(checkpoint), key,
                          config.answer_settings(negatives_of(work, config)), jax.default_backend())
     _take_own(work, checkpoint, config, exam, path, source)

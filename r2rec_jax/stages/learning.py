@@ -31,7 +31,6 @@ from r2rec_jax.rewards.steps import Band, resolve_band
 from r2rec_jax.rewards.total import compute
 from r2rec_jax.stages.corpus import pretraining_texts
 from r2rec_jax.stages.rendering import RenderedQuery, count_dropped, render_queries
-from r2rec_jax.stages.run import stage_key
 from r2rec_jax.stages.thinking import read_examples, shown_thoughts
 from r2rec_jax.stages.workspace import Workspace
 from r2rec_jax.thoughts.truth import truth_of, truth_share
@@ -190,7 +189,7 @@ def _metrics(work: Workspace, stage: str) -> MetricsWriter | None:
 
 def _checkpoints(work: Workspace, stage: str, backbone: Backbone, lora: LoraConfig | None
                  ) -> Checkpoints | SharedCheckpoints:
-    identity = Identity(stage, backbone.sha256, stage_key(work.config, stage), lora)
+    identity = Identity(stage, backbone.sha256, work.run.key(stage), lora)
     folder = work.run.folder(stage) / "checkpoints"
     return Checkpoints(folder, identity) if work.mesh is None else SharedCheckpoints(folder, identity, work.mesh)
 

@@ -20,7 +20,7 @@ from r2rec_jax.data.fetch import changed_sources
 from r2rec_jax.files import read_json
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.progress import say
-from r2rec_jax.stages.run import BESIDES, CODE, FREE, RunFolder, besides, builds_on, stage_key
+from r2rec_jax.stages.run import BESIDES, CODE, FREE, RunFolder, besides, builds_on, made_with, stage_key
 from r2rec_jax.training.metrics import JsonLines
 
 TAKEN = tuple(stage for stage in STAGES if stage not in FREE)
@@ -56,9 +56,12 @@ def reuse_stages(run: RunFolder, stages: Sequence[str], folders: Sequence[str]) 
 def _take(run: RunFolder, stage: str, other: Path) -> bool:
     """Copy a stage if it is finished there under our key, and with what else it reads; whether it was."""
     entry = _finished(other).get(stage)
-    if entry is None or entry["key"] != stage_key(run.config, stage) or not _same_below(run, stage, other):
+    if entry is None or not _same_below(run, stage, other):
         return False
-    if stage in BESIDES and besides(_config(other), stage) != besides(as_plain(run.config), stage):
+    record = _record(other)
+    if entry["key"] != stage_key(run.config, stage, made_with(record)):
+        return False
+    if stage in BESIDES and besides(record["config"], stage) != besides(as_plain(run.config), stage):
         return False
     if stage == "prepare" and (changed := changed_sources(run.config.data, entry["result"].get("sources", {}))):
         say(f"reuse: {other} was prepared from other data ({', '.join(changed)}), which is not taken")
@@ -97,8 +100,8 @@ def _finished(folder: Path) -> dict[str, Any]:
     return read_json(path, "run its stages again, or leave the folder out of --reuse") if path.exists() else {}
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "run.json", "leave the folder out of --reuse")["config"]
+def _record(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "run.json", "leave the folder out of --reuse")
 
 
 def _same_below(run: RunFolder, stage: str, other: Path) -> bool:

@@ -16,7 +16,7 @@ are still those of the settings are kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,11 @@ LATER: dict[str, Any] = {"sft.steps": None, "pretrain.adapt": False, "backbone.i
 """Settings that came when run folders were in use already, and the value that does what was done before. With it they
 do not enter a key: what an earlier version has finished stays finished."""
 
+ROUNDING = ("pretrain.checkpoint_every", "sft.checkpoint_every", "sft.log_every", "sft.micro_batch",
+            "grpo.checkpoint_every", "grpo.micro_prompts", "backbone.attention", "backbone.remat")
+"""Settings that say how often something is kept, or in what order the same numbers are added up. A run may go on under
+others: keys, which have them, keep the values that its folder was made with."""
+
 FIRST_TEXTS = "1"
 """The version of the texts that run folders have which name none."""
 
@@ -121,20 +126,36 @@ def besides(plain: dict[str, Any], stage: str) -> dict[str, Any]:
 
 
 def compared_settings(plain: dict[str, Any], stage: str, *texts: str) -> dict[str, Any]:
-    """What tells two outcomes of a stage apart: :func:`read_settings`, whose arguments these are, and
-    :func:`besides`."""
-    return read_settings(plain, stage, *texts) | besides(plain, stage)
+    """What tells two outcomes of a stage apart: :func:`read_settings`, whose arguments these are, without
+    :func:`rounding`, and :func:`besides`."""
+    read, skip = read_settings(plain, stage, *texts), rounding(plain)
+    return {name: value for name, value in read.items() if name not in skip} | besides(plain, stage)
 
 
-def prompts_identity(config: TrainConfig, negatives: str) -> list[str]:
+def rounding(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """:data:`ROUNDING`, as {dotted name: value}; the mean that ``bnpo`` takes is over ``micro_prompts`` prompts."""
+    split = {name: name.split(".") for name in ROUNDING}
+    return {name: plain[section].get(field) for name, (section, field) in split.items()
+            if name != "grpo.micro_prompts" or plain["grpo"]["loss"] != "bnpo"}
+
+
+def prompts_identity(run: RunFolder, negatives: str) -> list[str]:
     """What decides the prompts of an evaluation, beside the split and how many are asked."""
-    return [stage_key(config, "thoughts"), negatives]
+    return [run.key("thoughts"), negatives]
 
 
-def stage_key(config: TrainConfig, stage: str) -> str:
-    """Fingerprint of everything that decides a stage's outcome."""
-    below = [stage_key(config, name) for name in builds_on(config, stage)]
-    return fingerprint(stage, read_settings(as_plain(config), stage), below)
+def stage_key(config: TrainConfig, stage: str, first: Mapping[str, Any] | None = None) -> str:
+    """Fingerprint of everything that decides a stage's outcome.
+
+    Args:
+        config: the settings.
+        stage: which one.
+        first: :func:`rounding` of another start, whose values take the place of these.
+    """
+    plain = as_plain(config)
+    below, read = [stage_key(config, name, first) for name in builds_on(config, stage)], read_settings(plain, stage)
+    replaced = {name: value for name, value in (first or {}).items() if name in read and name in rounding(plain)}
+    return fingerprint(stage, read | replaced, below)
 
 
 @dataclass
@@ -144,6 +165,11 @@ class RunFolder:
     path: Path
     config: TrainConfig
     texts: str = TEMPLATE_VERSION
+
+    def key(self, stage: str) -> str:
+        """:func:`stage_key` under the present settings, but for :data:`ROUNDING` as the folder was made with."""
+        record = self.path / "run.json"
+        return stage_key(self.config, stage, made_with(_read_json(record)) if record.exists() else {})
 
     @classmethod
     @contextmanager
@@ -162,9 +188,13 @@ class RunFolder:
             run.path.mkdir(parents=True, exist_ok=True)
         with run.locked():
             sweep(run.path)
+            first = rounding(as_plain(config))
             if record.exists():
-                run._refuse_or_clear(_read_json(record), overwrite)
-            write_json(record, {"config": as_plain(config), "texts": TEMPLATE_VERSION, **provenance})
+                before = _read_json(record)
+                run._refuse_or_clear(before, overwrite)
+                first = made_with(before)
+            write_json(record, {"config": as_plain(config), "texts": TEMPLATE_VERSION, "made_with": first,
+                                **provenance})
             yield run
 
     @classmethod
@@ -252,7 +282,7 @@ class RunFolder:
         :data:`ANSWERS` of an evaluation, which takes those that are its own."""
         path = self.path / "claims.json"
         claims = _read_json(path) if path.exists() else {}
-        key = stage_key(self.config, stage)
+        key = self.key(stage)
         if claims.get(stage) != key:
             self.clear(stage, but=ANSWERS if stage == "evaluate" else ())
             claims[stage] = key
@@ -285,12 +315,12 @@ class RunFolder:
 
     def is_done(self, stage: str) -> bool:
         """Whether the stage has finished under the present settings."""
-        return self._stages().get(stage, {}).get("key") == stage_key(self.config, stage)
+        return self._stages().get(stage, {}).get("key") == self.key(stage)
 
     def mark_done(self, stage: str, seconds: float, result: dict[str, Any], **more: Any) -> None:
         """Record that a stage has finished, and what else is to be known of it."""
         done = self._stages()
-        done[stage] = {"key": stage_key(self.config, stage), "seconds": round(seconds, 3),
+        done[stage] = {"key": self.key(stage), "seconds": round(seconds, 3),
                        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "result": result, **more}
         write_json(self.path / "stages.json", done)
 
@@ -299,6 +329,11 @@ class RunFolder:
         """Hold the folder; a second process is refused, a lock left by a killed one is not in the way."""
         with held(self.path / "lock", f"run_dir {self.path}", "wait for it or choose another --run_dir"):
             yield
+
+
+def made_with(record: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`rounding` of the start that made a run folder, from its run.json."""
+    return record.get("made_with") or rounding(record["config"])
 
 
 def config_from_plain(plain: dict[str, Any]) -> TrainConfig:

@@ -113,7 +113,7 @@ def test_hosted_models_of_a_run_are_told_apart_by_how_they_were_asked(tmp_path, 
         asked = as_plain(EvaluateConfig(temperature=temperature))
         if seed == 0:  # of a version that knew no number of answers
             del asked["answers"]
-        identity = fingerprint(prompts_identity(RunFolder.existing(folder).config, "uniform"))
+        identity = fingerprint(prompts_identity(RunFolder.existing(folder), "uniform"))
         write_json(folder / "hosted" / "results-test-gpt.json", {"identity": identity, "settings": {
             "evaluate": asked, "server": as_plain(EndpointConfig(model="gpt", concurrency=seed + 1))}})
     (report,) = compare_folders([str(tmp_path)])

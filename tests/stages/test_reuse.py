@@ -45,6 +45,13 @@ def test_everything_that_is_the_same_is_taken(tmp_path: Path) -> None:
     assert donor.is_done("grpo") and (donor.folder("sft") / "checkpoints").exists()
 
 
+def test_how_often_is_saved_there_does_not_matter(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", TAKEN, sft=SftConfig(checkpoint_every=3))
+    run = make_run(tmp_path / "b")
+    assert list(reuse_stages(run, TAKEN, [str(tmp_path / "a")])) == list(TAKEN)
+    assert all(run.is_done(stage) for stage in TAKEN)
+
+
 def test_what_is_done_here_stays_and_only_what_is_asked_for_comes(tmp_path: Path) -> None:
     make_run(tmp_path / "a", TAKEN)
     run = make_run(tmp_path / "b", ("prepare",))

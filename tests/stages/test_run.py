@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from r2rec_jax.config import STAGES, GrpoConfig, SftConfig, TrainConfig, as_plain
+from r2rec_jax.config import STAGES, BackboneConfig, GrpoConfig, SftConfig, TrainConfig, as_plain
 from r2rec_jax.files import write_json
 from r2rec_jax.stages import run as run_module
 from r2rec_jax.stages.run import HOSTED, LATER, READS, RunFolder, config_from_plain, read_settings, stage_key
@@ -201,3 +201,31 @@ def test_json_is_replaced_whole(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert path.read_text() == '{\n "a": 1\n}\n'
+
+
+def test_a_run_goes_on_under_other_settings_of_the_kind_that_only_round(tmp_path):
+    c = config(tmp_path)
+    run = open_run(c)
+    keys = {stage: run.key(stage) for stage in STAGES}
+    assert keys == {stage: stage_key(c, stage) for stage in STAGES}, "folders of earlier versions stay finished"
+    finish(run, "prepare", "thoughts", "pretrain")
+    run.claim("sft")
+    run.folder("sft").mkdir()
+    other = config(tmp_path, sft=SftConfig(micro_batch=1, checkpoint_every=7, log_every=3),
+                   grpo=GrpoConfig(checkpoint_every=3, micro_prompts=2),
+                   backbone=BackboneConfig(attention="xla", remat="off"))
+    for again in (open_run(other), open_run(other), RunFolder.existing(run.path)):
+        assert {stage: again.key(stage) for stage in STAGES} == keys
+        assert again.is_done("pretrain")
+        again.claim("sft")
+        assert again.folder("sft").is_dir(), "what was begun goes on"
+    assert RunFolder.existing(run.path).config.sft.checkpoint_every == 7
+
+
+def test_the_prompts_of_a_pass_decide_what_bnpo_takes_the_mean_of(tmp_path):
+    def grpo(prompts: int) -> TrainConfig:
+        return config(tmp_path, grpo=GrpoConfig(loss="bnpo", micro_prompts=prompts))
+
+    finish(open_run(grpo(1)), "prepare", "thoughts", "pretrain", "sft", "grpo")
+    with pytest.raises(ValueError, match=r"grpo\.micro_prompts \(was 1, now 2\)"):
+        open_run(grpo(2))
