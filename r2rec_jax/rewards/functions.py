@@ -1,4 +1,4 @@
-"""Reward functions of a user's own, named in the configuration by import path, with trl's calling convention.
+"""Reward functions of a user's own, named in the configuration by import path, called as trl calls them.
 
     def brevity(prompts, completions, **columns):
         return [1.0 if len(text) < 2000 else 0.0 for text in completions]
@@ -10,14 +10,16 @@
 
 A function gets lists of one entry a completion, all by keyword: ``prompts`` (the user message), ``completions``
 (decoded, end token removed) and the columns of :class:`Columns`. It returns one number a completion, None where it has
-no opinion, which then adds nothing. It is called once a step, in the training process.
+no opinion, which then adds nothing. It is called once a step, in the training process. Of what trl also hands in there
+is no ``completion_ids``, ``trainer_state``, ``log_extra`` and ``log_metric``, and a coroutine is refused.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
 import numpy as np
@@ -51,7 +53,7 @@ def load_functions(entries: Sequence[RewardFunction]) -> dict[str, Function]:
     """Import path -> function.
 
     Raises:
-        ValueError: a module or a name cannot be imported, or is no function.
+        ValueError: a module or a name cannot be imported, is no function, or one that cannot be called so.
     """
     found: dict[str, Function] = {}
     for entry in entries:
@@ -64,8 +66,24 @@ def load_functions(entries: Sequence[RewardFunction]) -> dict[str, Function]:
         if not callable(function):
             raise ValueError(f"rewards.functions must name functions; {entry.function!r} is a "
                              f"{type(function).__name__}")
+        _check_call(entry.function, function)
         found[entry.function] = cast(Function, function)
     return found
+
+
+def _check_call(name: str, function: Callable[..., Any]) -> None:
+    """Refuse what would fail at the first step of GRPO, hours later."""
+    if inspect.iscoroutinefunction(function):
+        raise ValueError(f"rewards.functions must return their values; {name!r} is a coroutine function: give one that "
+                         "runs it (asyncio.run)")
+    given = ("prompts", "completions", *(column.name for column in fields(Columns)))
+    try:
+        inspect.signature(function).bind(**dict.fromkeys(given, []))
+    except TypeError as error:
+        raise ValueError(f"rewards.functions must take {', '.join(given)} by keyword, or those they need and "
+                         f"**columns; {name!r} does not: {error}") from None
+    except ValueError:
+        return  # compiled functions may have no signature
 
 
 def call_function(name: str, function: Function, prompts: Sequence[str], completions: Sequence[str], columns: Columns,

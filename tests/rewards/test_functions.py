@@ -31,6 +31,15 @@ def short_list(completions, **columns):
 def endless(completions, **columns):
     return [float("nan")] * len(completions)
 
+def of_tokens(completion_ids, **columns):
+    return [0.0] * len(completion_ids)
+
+def of_texts_alone(completions):
+    return [0.0] * len(completions)
+
+async def later(completions, **columns):
+    return [0.0] * len(completions)
+
 constant = 3
 '''
 
@@ -63,6 +72,14 @@ def test_weighted_and_added_none_adds_nothing() -> None:
     assert {"reward_m:f", "reward_n:f"} <= add_functions(
         {"total": np.zeros(1)}, [RewardFunction("m:f"), RewardFunction("n:f")],
         {"m:f": np.zeros(1), "n:f": np.zeros(1)}).keys()
+
+
+@pytest.mark.parametrize(("name", "problem"), [
+    ("of_tokens", "missing a required argument: 'completion_ids'"), ("of_texts_alone", "unexpected keyword"),
+    ("later", "is a coroutine function")])
+def test_what_cannot_be_called_is_refused_at_the_start(module: str, name: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        load_functions([RewardFunction(f"{module}:{name}")])
 
 
 @pytest.mark.parametrize(("name", "problem"), [
