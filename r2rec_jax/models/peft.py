@@ -71,7 +71,7 @@ def save_adapter(
             tensors[name_b] = np.ascontiguousarray(b[i].T)
     with new_folder(out) as folder:
         save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
-        _write_json(folder / CONFIG, _peft_config(lora_config, backbone.source))
+        _write_json(folder / CONFIG, _peft_config(lora_config, _found_from_anywhere(backbone.source)))
         _write_json(folder / RECORD, {
             "format": 1, "base_sha256": backbone.sha256, "base_source": backbone.source,
             "base_weights_sha256": backbone.weights_sha256, "quantize": backbone.quantize,
@@ -138,6 +138,12 @@ def _tensor_names(layer: int, short: str) -> tuple[str, str]:
     return f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
 
 
+def _found_from_anywhere(source: str) -> str:
+    """A local base by its whole path: adapters are loaded from other folders than the one they were trained in."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
 def _peft_config(lora_config: LoraConfig, base: str) -> dict[str, Any]:
     alpha = lora_config.alpha
     return {
@@ -195,7 +201,8 @@ def _check_base(path: Path, backbone: Backbone, other_precision: bool) -> None:
                          f"{record.get('quantize', 'none')}; they are loaded with {backbone.quantize}; set "
                          "backbone.quantize to the adapter's")
     raise ValueError(f"the adapter {path} belongs to another base: it was trained on {record.get('base_source')} "
-                     f"(sha256 {str(weights)[:12]}), and {backbone.source} is {backbone.weights_sha256[:12]}")
+                     f"(sha256 {str(weights)[:12]}), and {backbone.source} is {backbone.weights_sha256[:12]}; give the "
+                     "weights it was trained on, or train on these in another --run_dir")
 
 
 def _check_shapes(source: TensorSource, lora_config: LoraConfig, backbone: Backbone) -> None:

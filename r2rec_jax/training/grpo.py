@@ -41,7 +41,7 @@ from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.policy import FrozenModel
 from r2rec_jax.training.programs import Program
 from r2rec_jax.training.rollouts import Generate, GroupBatch, group_shape, lay_out, with_advantages
-from r2rec_jax.training.session import RewardError, Session, Trained
+from r2rec_jax.training.session import RewardError, Session, Trained, steps_of
 from r2rec_jax.training.shared import SharedCheckpoints
 from r2rec_jax.training.state import (
     TrainState,
@@ -138,7 +138,7 @@ def train_grpo(
         RuntimeError: three updates in a row were not finite.
     """
     loader = make_loader(prompts, config.prompts_per_step, config.epochs, seed)
-    total = min(len(loader), config.steps or len(loader))
+    total = steps_of("grpo", len(loader), config.steps)
     settings = (config.lr, config.schedule, config.warmup, total * config.iterations)
     optimizer, schedule = make_optimizer(*settings, config.weight_decay, config.max_grad_norm), make_schedule(*settings)
     reference = place(copy_lora(lora) if config.reference == "sft" else zeros_like_lora(lora), model.mesh)

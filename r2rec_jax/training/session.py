@@ -42,6 +42,15 @@ class Trained:
     skipped: int
 
 
+def steps_of(stage: str, available: int, asked: int | None) -> int:
+    """Steps of a stage: as many as its epochs have, or fewer where fewer are asked for; more there are not, and it says
+    so (trl's ``max_steps`` repeats the data instead)."""
+    if asked is not None and asked > available:
+        progress.say(f"{stage}: {stage}.steps asks for {asked} steps, and {stage}.epochs end after {available}; raise "
+                     f"{stage}.epochs for more")
+    return min(available, asked or available)
+
+
 class Session:
     """A stage's loop, from the last checkpoint to its last step.
 

@@ -26,7 +26,7 @@ from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.metrics import MetricsWriter
 from r2rec_jax.training.policy import FrozenModel
 from r2rec_jax.training.rows import pack_update, row_shapes
-from r2rec_jax.training.session import Session, Trained
+from r2rec_jax.training.session import Session, Trained, steps_of
 from r2rec_jax.training.shared import SharedCheckpoints
 from r2rec_jax.training.state import init_state, learning_rate, make_optimizer, make_schedule
 from r2rec_jax.training.updates import LossFn, Updates
@@ -92,7 +92,7 @@ def train_sft(
                              f"{len(example.completion_ids)} in example {example.example_id!r}; raise the limit")
     shapes = row_shapes(examples, config.buckets)
     loader = make_loader(examples, config.batch_size, config.epochs, seed)
-    total = min(len(loader), config.steps or len(loader))
+    total = steps_of("sft", len(loader), config.steps)
     settings = (config.lr, config.schedule, config.warmup, total)
     optimizer, schedule = make_optimizer(*settings, config.weight_decay, config.max_grad_norm), make_schedule(*settings)
     session = Session("sft", place(init_state(lora, optimizer), model.mesh), loader, total,

@@ -19,6 +19,7 @@ from r2rec_jax.config import SftConfig
 from r2rec_jax.stopping import Interrupted
 from r2rec_jax.training import sft
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
+from r2rec_jax.training.session import steps_of
 from r2rec_jax.training.sft import train_sft
 from r2rec_jax.training.updates import Updates
 
@@ -166,3 +167,10 @@ def test_a_damaged_row_is_named(tmp_path: Path, capsys):
     log.keep(lambda row: row["step"] < 9)
     assert log.path.read_text() == '{"step": 1}\n{"step": 3}\n'
     assert capsys.readouterr().err == f"{log.path}: line 2 is damaged and left out\n"
+
+
+def test_more_steps_than_the_epochs_have_are_said(capfd):
+    assert steps_of("grpo", 63, 200) == 63
+    assert "grpo.steps asks for 200 steps, and grpo.epochs end after 63; raise grpo.epochs" in capfd.readouterr().err
+    assert (steps_of("sft", 63, 63), steps_of("sft", 63, None), steps_of("sft", 63, 5)) == (63, 63, 5)
+    assert not capfd.readouterr().err
