@@ -3,14 +3,16 @@
 The template is rendered once with placeholders for the messages, then split at them. The pieces between are the
 template's own and may hold special tokens; what goes into the places is encoded as untrusted text. Templates are code
 from outside (GGUF files carry them), so they run in Jinja's sandbox. ``strftime_now`` is not offered: a prompt that
-changes with the date cannot be reproduced, and Llama 3's template then takes its own constant date.
+changes with the date cannot be reproduced, and Llama 3's template then takes its own constant date; what is exported
+(:func:`r2rec_jax.tokens.parts.write_folder`) keeps others from offering it. ``{% generation %}``, by which transformers
+and trl mark what a model says, shows what is inside.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from r2rec_jax.tokens.parts import one_line
 
@@ -88,7 +90,17 @@ def opened_think(pieces: list[tuple[str, bool]]) -> str:
 
 def _render(template: str, **values: Any) -> str:
     import jinja2
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+    from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        tags: ClassVar = {"generation"}
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -97,7 +109,7 @@ def _render(template: str, **values: Any) -> str:
         return json.dumps(value, ensure_ascii=False, indent=indent)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
     environment.globals["raise_exception"] = raise_exception
     environment.filters["tojson"] = to_json

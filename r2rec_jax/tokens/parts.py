@@ -23,9 +23,15 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 SENTENCEPIECE_FILE = "tokenizer.model"
+ADDED_FILE = "added_tokens.json"
 
 OWN_CLASS = "PreTrainedTokenizerFast"
 """The generic class: tokenizer.json is the whole truth. transformers 4 and 5 both know it."""
+
+CLOCK = "strftime_now"
+NO_CLOCK = "{%- set strftime_now = not_defined %}\n"
+"""Put before a template that reads the clock (Llama 3.2's), so that others render it as we do: transformers defines the
+clock, we do not (:mod:`r2rec_jax.tokens.chat`). The line break is the tag's own, which ``trim_blocks`` removes."""
 
 _OWN_KEYS = {"tokenizer_class", "bos_token", "eos_token", "pad_token", "unk_token", "chat_template",
              "model_max_length", "clean_up_tokenization_spaces", "words"}
@@ -57,11 +63,13 @@ class TokenizerParts:
 
 
 def build(parts: TokenizerParts) -> tuple[RustTokenizer, TokenizerParts]:
-    """The library's tokenizer without truncation and padding, and the parts with its JSON in the library's order."""
+    """The library's tokenizer without truncation and padding, and the parts as every source gives them: JSON in the
+    library's order, and a chat template without the line that :func:`write_folder` puts before it."""
     rust = parse_json(parts.json)
     rust.no_truncation()
     rust.no_padding()
-    return rust, replace(parts, json=rust.to_str())
+    template = None if parts.chat_template is None else parts.chat_template.removeprefix(NO_CLOCK)
+    return rust, replace(parts, json=rust.to_str(), chat_template=template)
 
 
 def parse_json(text: str) -> RustTokenizer:
@@ -85,7 +93,7 @@ def load_parts(source: str | Path) -> TokenizerParts:
         if path.exists() or str(source).startswith(("/", ".", "~")):
             raise ValueError(f"a tokenizer must be a folder, a .model or .gguf file, or a hub id; got {source}")
         return _load_with_transformers(str(source))
-    config = _read_config(path)
+    config = _read_object(path / CONFIG_FILE)
     if (path / TOKENIZER_FILE).is_file():
         generic = config.get("tokenizer_class") == OWN_CLASS and set(config) <= _OWN_KEYS
         return _read_own(path, config) if generic else _load_with_transformers(str(path))
@@ -96,29 +104,30 @@ def load_parts(source: str | Path) -> TokenizerParts:
 
 
 def write_folder(parts: TokenizerParts, folder: Path) -> None:
-    """Write a folder that AutoTokenizer loads with the same ids."""
+    """Write a folder that AutoTokenizer loads with the same ids, and whose chat template reads no clock."""
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"tokenizer_class": OWN_CLASS, "clean_up_tokenization_spaces": False,
                               "model_max_length": int(1e30), **parts.special_tokens()}
     if parts.words:
         config["words"] = list(parts.words)
     if parts.chat_template is not None:
-        config["chat_template"] = parts.chat_template
+        template = parts.chat_template.removeprefix(NO_CLOCK)
+        config["chat_template"] = NO_CLOCK + template if CLOCK in template else template
     for name, value in ((TOKENIZER_FILE, json.loads(parts.json)), (CONFIG_FILE, config)):
         write_text(folder / name, json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is no file."""
     if not path.is_file():
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} must be JSON; got {one_line(error)}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object; got {type(config).__name__}")
-    return config
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object; got {type(value).__name__}")
+    return value
 
 
 def _read_own(folder: Path, config: dict[str, Any]) -> TokenizerParts:
@@ -136,11 +145,36 @@ def _words(source: str | Path, config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _load_sentencepiece(path: Path, config: dict[str, Any]) -> TokenizerParts:
-    from r2rec_jax.tokens.sentencepiece_model import read_sentencepiece
+    from r2rec_jax.tokens.sentencepiece_model import read_sentencepiece, with_added_tokens
 
-    parts = read_sentencepiece(path)
+    parts = with_added_tokens(read_sentencepiece(path), _added_tokens(path.parent, config), path.parent)
     given: dict[str, Any] = {name: content for name, content in _special(config).items() if content is not None}
     return replace(parts, chat_template=_template(path.parent, config), **given)
+
+
+def _added_tokens(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Tokens that transformers' slow tokenizers keep beside a sentencepiece model, as entries of ``added_tokens``.
+
+    ``added_tokens_decoder`` has flags; a token that is only in the older ``added_tokens.json`` is taken as special.
+    All are matched in the text as it stands (not ``normalized``), as those tokenizers do.
+    """
+    from r2rec_jax.tokens.sentencepiece_model import added_token
+
+    flagged, named = config.get("added_tokens_decoder") or {}, _read_object(folder / ADDED_FILE)
+    try:
+        tokens = [added_token(int(index), token["content"], bool(token.get("special")))
+                  | {flag: bool(token.get(flag)) for flag in ("single_word", "lstrip", "rstrip")}
+                  for index, token in flagged.items()]
+        seen = {(token["content"], token["id"]) for token in tokens}
+        tokens += [added_token(int(index), content, special=True) for content, index in named.items()
+                   if (content, int(index)) not in seen]
+        if not all(isinstance(token["content"], str) and token["content"] for token in tokens):
+            raise ValueError("a token without text")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"added_tokens_decoder in {CONFIG_FILE} must map ids to tokens with a content, and "
+                         f"{ADDED_FILE} tokens to ids; got {type(error).__name__}: {one_line(error)} in "
+                         f"{folder}") from error
+    return tokens
 
 
 def _special(config: dict[str, Any]) -> dict[str, str | None]:

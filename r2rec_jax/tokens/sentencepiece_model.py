@@ -8,6 +8,8 @@ fall back to byte pieces. The result has the form of the ``tokenizer.json`` that
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,40 @@ def read_sentencepiece(path: Path) -> TokenizerParts:
                   "vocab": vocab, "merges": _merges(pieces, vocab)},
     }
     return TokenizerParts(json.dumps(document), None, bos, named(spec.eos_id), named(spec.pad_id), unk)
+
+
+def with_added_tokens(parts: TokenizerParts, tokens: Sequence[dict[str, Any]], source: Path) -> TokenizerParts:
+    """The same tokenizer with more added tokens, at the ids they are given.
+
+    Example: a ChatML fine-tune of Llama 2 (32,000 pieces) has ``<|im_start|>`` = 32000 and ``<|im_end|>`` = 32001.
+
+    Args:
+        parts: of :func:`read_sentencepiece`.
+        tokens: entries of ``added_tokens``; one that the model has already, at the same id, takes these flags.
+        source: where they are from, for messages.
+
+    Raises:
+        ValueError: two tokens have one id or one token two, or the new ids do not go on where the model's pieces end.
+    """
+    if not tokens:
+        return parts
+    document = json.loads(parts.json)
+    ids: dict[str, int] = dict(document["model"]["vocab"])
+    names = {index: piece for piece, index in ids.items()}
+    pieces, size = set(names), len(ids)
+    for token in tokens:
+        content, index = token["content"], token["id"]
+        if names.setdefault(index, content) != content or ids.setdefault(content, index) != index:
+            other = f"{names[index]!r} = {index}" if names[index] != content else f"{content!r} = {ids[content]}"
+            raise ValueError(f"an added token must have one id, which no other token has; got {content!r} = {index} "
+                             f"beside {other} in {source}")
+    new = sorted(set(names) - pieces)
+    if new != list(range(size, size + len(new))):
+        raise ValueError(f"ids of added tokens must go on where the sentencepiece model ends, without gaps: from "
+                         f"{size}; got {new[:8]} in {source}")
+    added = {token["id"]: token for token in (*document["added_tokens"], *tokens)}
+    document["added_tokens"] = [added[index] for index in sorted(added)]
+    return replace(parts, json=json.dumps(document))
 
 
 def added_token(index: int, content: str, special: bool) -> dict[str, Any]:

@@ -58,7 +58,8 @@ class Tokenizer:
         end_id: the token that is trained to end a completion: what the chat template puts after an assistant's
             message, else the end-of-sequence token.
         end_ids: tokens that end a completion when sampled: ``end_id`` and the end-of-sequence token.
-        pad_id: fills padding; nothing is ever inferred from it, and it may equal ``end_id``.
+        pad_id: fills padding; nothing is ever inferred from it, and it may equal ``end_id``. A backbone may have no row
+            for it (:meth:`pad_within`).
         bos_id: the beginning-of-sequence token, or None.
         vocab_size: one more than the largest id.
     """
@@ -199,6 +200,17 @@ class Tokenizer:
         if name is None:
             raise ValueError(f"a token id must be in the vocabulary of {self.vocab_size}; got {index}")
         return name
+
+    def pad_within(self, vocab_size: int) -> int:
+        """What fills padding for a backbone: the pad token, or the end token where the pad token has no row.
+
+        Llama 2 with ``[PAD]`` = 32000 added and its embedding not resized (32,000 rows), as peft adapters often come:
+        ``pad_within(32000) == 2``, ``</s>``.
+
+        Args:
+            vocab_size: rows of the backbone's embedding.
+        """
+        return self.pad_id if self.pad_id < vocab_size else self.end_id
 
     def special_ids(self) -> frozenset[int]:
         """Ids of all special and added tokens but names: what untrusted text can never give."""
