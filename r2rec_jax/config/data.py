@@ -43,7 +43,8 @@ class DataConfig:
         validation_from, test_from: share of all events that lies before the two cuts of ``global-time``.
         category: of ``amazon``, as the release spells it ("Video_Games").
         ratings: which events of an Amazon category are downloaded: ``0core`` (all, ratings only), ``5core`` (users and
-            items with five or more), or ``reviews`` (the raw reviews; the same events in ten times the bytes).
+            items with five or more), or ``reviews`` (the raw reviews, in ten times the bytes). Of a user's repeated
+            reviews of an item the first two files keep the earliest, while of raw reviews we keep the latest.
         k_core: Amazon and tables: users and items with fewer events are dropped until none is left; 0 keeps all.
         memory_gb: memory that DuckDB may take while it reads Amazon and tables; beyond it, it works on disk.
         threads: threads of DuckDB; null takes one a core.

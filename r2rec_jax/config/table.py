@@ -21,19 +21,22 @@ class TableConfig:
     and the lowest or highest rating. Whole ratings 1..5 with a threshold of 3 stay as they are.
 
     Attributes:
-        interactions: the file of events in ``data.path``; null when ``data.path`` is that file itself.
+        interactions: the file of events, as a path from ``data.path`` or an absolute one; null when ``data.path`` is
+            that file itself.
         user, item: columns of the raw ids.
         rating: column of the rating; null when there is none: every event is then a like.
         timestamp: column of the time; null when there is none: a user's events are then in file order.
-        time_unit: ``seconds`` or ``milliseconds`` since 1970, ``iso`` ("2024-05-01T12:00:00+02:00"; UTC where no
-            offset is given), or ``auto``: what the whole column can be, numbers of 1e11 and more being milliseconds.
+        time_unit: ``seconds`` or ``milliseconds`` since 1970, ``iso`` ("2024-05-01T12:00:00+02:00"; a year of four
+            digits first, UTC where no offset is given), or ``auto``: what the whole column can be, numbers of 1e11 and
+            more being milliseconds.
         positive_above: a raw rating above this is a like.
         rating_range: lowest and highest possible raw rating; null takes those that occur.
-        items: file of item attributes in the same folder; null when there is none: the raw id is then the title.
+        items: file of item attributes, a path from the same folder or an absolute one; null when there is none: the
+            raw id is then the title.
         item_id: its id column. title, year: columns; null when there is none.
         categories: its column of categories: a list (JSON Lines, Parquet), or a text split at ``separator``.
         details: further columns of it that prompts show beside the title ("artist").
-        users: file of user attributes in the same folder; null when there is none.
+        users: file of user attributes, a path likewise; null when there is none.
         user_id: its id column.
         attributes: columns of it that make the profile in a prompt ("age").
         separator: between the categories of one item.

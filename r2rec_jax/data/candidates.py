@@ -104,6 +104,50 @@ def check_sampler(dataset: Dataset, negatives: Negatives, positive_above: float)
                          "none; choose uniform or popularity")
 
 
+def longest_lists(dataset: Dataset, users: NDArray, negatives: Negatives, positive_above: float,
+                  known: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    """How many candidates there are for a like of each of ``users``, the target included, int64 [len(users)].
+
+    Args:
+        dataset: all events.
+        users: user_idx.
+        negatives: the sampler.
+        positive_above: ratings above this are likes.
+        known: bool [E], the events among which ``disliked`` draws; None: all.
+    """
+    events = dataset.interactions
+    found = 1 + len(dataset.items) - np.diff(events.offsets)
+    if negatives == "disliked":
+        disliked = (events.rating <= positive_above) & (True if known is None else known)
+        found = found + np.bincount(events.user_idx[disliked], minlength=len(found))
+    return found[users]
+
+
+def check_room(dataset: Dataset, users: NDArray, longest: NDArray[np.int64], size: int) -> None:
+    """Refuse a list length that one of the drawn users cannot fill.
+
+    Args:
+        dataset: all events.
+        users: user_idx of every query.
+        longest: of :func:`longest_lists`, for each of them.
+        size: the length that is asked for.
+
+    Raises:
+        ValueError: with the largest number that serves all.
+    """
+    worst = int(np.argmin(longest))
+    if longest[worst] < size:
+        raise _no_room(dataset, int(users[worst]), size, int(longest[worst]), ", which serves every drawn user")
+
+
+def _no_room(dataset: Dataset, user_idx: int, size: int, longest: int, serves: str = " or less") -> ValueError:
+    free, n_items = len(dataset.items) - len(dataset.history(user_idx)), len(dataset.items)
+    fix = f"lower data.candidates to {longest}{serves}" if longest > 1 else "give the events of more items"
+    return ValueError(f"data.candidates must leave room for {size - 1} items other than the target; user "
+                      f"{dataset.users.ids[user_idx].as_py()!r} has no event with only {free} of the {n_items} items; "
+                      f"got {size}; {fix}")
+
+
 def draw_candidates(dataset: Dataset, user_idx: int, target: int, *, size: int, negatives: Negatives,
                     positive_above: float, weights: ItemWeights, split_seed: int, trained_on: bool = False,
                     ) -> tuple[int, ...]:
@@ -135,10 +179,9 @@ def draw_candidates(dataset: Dataset, user_idx: int, target: int, *, size: int, 
         known = weights.training[rows] if trained_on and weights.training is not None else True
         disliked = np.sort(own[(events.rating[rows] <= positive_above) & (own != target) & known])
         drawn = rng.choice(disliked, size=min(count, len(disliked)), replace=False).tolist()
-    if n_items - len(own) < count - len(drawn):
-        raise ValueError(f"data.candidates must leave room for {count} items other than the target; user "
-                         f"{dataset.users.ids[user_idx].as_py()!r} has no event with only {n_items - len(own)} of the "
-                         f"{n_items} items; got {size}; lower data.candidates")
+    longest = 1 + len(drawn) + n_items - len(own)
+    if longest < size:
+        raise _no_room(dataset, user_idx, size, longest)
     if negatives == "popularity":
         drawn += draw_weighted(rng, np.sort(own), weights, count)
     else:

@@ -34,6 +34,7 @@ _FIRST_WAIT_S = 1.0
 _BLOCK = 1 << 20
 _KB = 1000
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
+_GZIP = b"\x1f\x8b"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
@@ -62,10 +63,11 @@ def download(url: str, folder: Path, name: str) -> Path:
         name: of the file there; it must not leave the folder.
 
     Returns:
-        The file, whose size is the one that the server announced.
+        The file, whose size is the one that the server announced; one named ``.gz`` begins like gzip.
 
     Raises:
-        Unreachable: no connection, a refusal, or a connection that keeps breaking; the part stays.
+        Unreachable: no connection, a refusal, or a connection that keeps breaking; the part stays. Or a page of HTML
+            under the name of a ``.gz`` file, of which nothing stays.
         ValueError: the server does not tell the size, the disk has no room, or somebody else downloads the same file.
     """
     target = folder / safe_name(name)
@@ -73,9 +75,24 @@ def download(url: str, folder: Path, name: str) -> Path:
     part = target.with_name(f"{name}.part")
     with _locked(part) as file:
         _fetch_all(url, target, file)
+        _check_gzip(url, target, part)
         part.rename(target)
     _note_of(target).unlink(missing_ok=True)
     return target
+
+
+def _check_gzip(url: str, target: Path, part: Path) -> None:
+    """Delete what is no gzip under the name of one, so that the cache does not keep it."""
+    if not target.name.endswith(".gz"):
+        return
+    with part.open("rb") as file:
+        head = file.read(20)
+    if head.startswith(_GZIP):
+        return
+    part.unlink()
+    _note_of(target).unlink(missing_ok=True)
+    raise Unreachable(f"{url}: a .gz file must begin with the bytes 1f 8b; got {head!r}, such as a page that asks to "
+                      "sign in")
 
 
 @contextmanager

@@ -32,6 +32,8 @@ MILLISECONDS_FROM = 1e11
 """Numbers from here on are milliseconds: as seconds they would lie beyond the year 5000."""
 
 _SECONDS_FROM = 1e8
+_ISO = r"^\s*[0-9]{4}[^0-9]"
+"""How a date must begin: DuckDB takes 31/12/24 for the 24th of December of the year 31."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +159,8 @@ def _time(connection: duckdb.DuckDBPyConnection, file: TableFile, column: str | 
                                        f"WHERE {file.text(column)} IS NOT NULL LIMIT 1").fetchall()
         unit = "iso" if first and first[0][0] is None else "auto"
     if unit == "iso":
-        return f"epoch_ms(TRY_CAST({file.text(column)} AS TIMESTAMPTZ))", "iso"
+        text = file.text(column)
+        return f"CASE WHEN regexp_matches({text}, '{_ISO}') THEN epoch_ms(TRY_CAST({text} AS TIMESTAMPTZ)) END", "iso"
     number = file.number(column)
     return (f"CASE WHEN {number} = floor({number}) OR {number} >= {_SECONDS_FROM} "
             f"THEN TRY_CAST(floor({number}) AS BIGINT) END"), "number"

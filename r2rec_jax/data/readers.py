@@ -12,8 +12,9 @@ import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,6 +34,8 @@ _DELIMITERS = (",", "\t", ";", "|")
 ROWS_FOR_KEYS = 1000
 """Rows of JSON Lines that a column must be in one of to be found."""
 _LINE = re.compile(r"\bline:? (\d+)", re.IGNORECASE)
+_QUOTED_SQL = re.compile(r"\nLINE \d+:")
+_BAD_TEXT = re.compile(r'Invalid string encoding .*value "(.*)" is not valid UTF8', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,18 @@ class TableFile:
         return name if self.types[column] == "VARCHAR" else f"CAST({name} AS VARCHAR)"
 
     def id(self, column: str) -> str:
-        """SQL of a column of ids as VARCHAR, without space around them; 7.0 of a column of floats is 7."""
+        """SQL of a column of ids as VARCHAR, without space around them.
+
+        Of floats and decimals 7.0 is 7 and 2.50 is 2.5; NaN is what pandas makes of a missing id, and is NULL.
+        """
         name, kind = identifier(column), self.types[column]
-        if kind in ("DOUBLE", "FLOAT"):
-            return (f"CASE WHEN {name} = floor({name}) THEN CAST(CAST({name} AS HUGEINT) AS VARCHAR) "
-                    f"ELSE CAST({name} AS VARCHAR) END")
+        if kind in ("DOUBLE", "FLOAT") or kind.startswith("DECIMAL"):
+            text = f"CAST({name} AS VARCHAR)"
+            whole = f"coalesce(CAST(TRY_CAST({name} AS HUGEINT) AS VARCHAR), {text})"
+            if kind.startswith("DECIMAL"):
+                return f"CASE WHEN {name} = floor({name}) THEN {whole} ELSE rtrim({text}, '0') END"
+            return (f"CASE WHEN NOT isfinite({name}) THEN NULL WHEN {name} = floor({name}) THEN {whole} "
+                    f"ELSE {text} END")
         return f"trim({self.text(column)})"
 
     def number(self, column: str) -> str:
@@ -142,7 +152,8 @@ def open_table(connection: duckdb.DuckDBPyConnection, path: Path, required: Sequ
     source = literal(str(_plain_path(connection, path)))
     with reading(path):
         if kind == "parquet":
-            scan = f"read_parquet({source}, hive_partitioning = false)"
+            # some writers do not mark their text as such
+            scan = f"read_parquet({source}, hive_partitioning = false, binary_as_string = true)"
             schema = connection.sql(f"SELECT * FROM {scan} LIMIT 0")
             found = dict(zip(schema.columns, map(str, schema.types), strict=True))
             types = {column: found[column] for column in (*required, *optional) if column in found}
@@ -181,9 +192,14 @@ def reading(path: Path) -> Iterator[None]:
         raise ValueError(f"data.memory_gb must be larger to read {path.name}; DuckDB says {_first_line(error)}; raise "
                          "it, or lower data.threads") from None
     except (duckdb.Error, UnicodeDecodeError, OSError, EOFError) as error:
-        text = str(error)
+        text = _QUOTED_SQL.split(str(error))[0]
         if isinstance(error, duckdb.IOException) and re.search(r"\bwrit|no space", text, re.IGNORECASE):
             raise  # not the file's fault: see ``duck.connect``
+        if "state machine reached an invalid state" in text:
+            _check_line_ends(path)
+        if bad := _BAD_TEXT.search(text):
+            raise ValueError(f"{path.name}: the text must be UTF-8; got {shown(bad[1])}; get the file again ({path})"
+                             ) from None
         found = _LINE.search(text)
         if found and "JSON" in text:
             line, problem = _bad_json(path, int(found[1]), _first_line(error))
@@ -271,15 +287,37 @@ def _header(path: Path, required: Sequence[str], delimiter: str | None) -> tuple
         raise row_error(path, 1, f"the text must be UTF-8; got byte 0x{line[error.start]:02x}") from None
     if not text.strip():
         raise row_error(path, 1, f"the header must name the columns; got {shown(text)}")
-    tried = {mark: [name.strip() for name in next(csv.reader([text], delimiter=mark))]
-             for mark in ((delimiter,) if delimiter else _DELIMITERS)}
+    try:
+        tried = {mark: [name.strip() for name in next(csv.reader([text], delimiter=mark))]
+                 for mark in ((delimiter,) if delimiter else _DELIMITERS)}
+    except csv.Error as error:
+        problem = (f"lines must end in a line feed; got {shown(text)}, which has carriage returns alone" if "\r" in text
+                   else f"the header must be a row of CSV; got {shown(text)} ({error})")
+        raise row_error(path, 1, problem) from None
     fitting = [mark for mark, names in tried.items() if set(required) <= set(names)]
     chosen = fitting[0] if fitting else max(tried, key=lambda mark: len(tried[mark]))
     names = tried[chosen]
+    if len(names) > 1 and names[0] == "":
+        raise ValueError(f"{path.name} line 1: every column must have a name; got {shown(text)}, whose first has none, "
+                         f"as when pandas writes its index; write it with index=False ({path})")
     again = {name for name in names if names.count(name) > 1}
     if again or "" in names:
         raise row_error(path, 1, f"every column must have a name of its own; got {shown(text)}")
     return chosen, names
+
+
+def _check_line_ends(path: Path) -> None:
+    """Raise a ValueError with the first line of a CSV file that ends in another way than line 1."""
+    first = ""
+    with suppress(OSError, EOFError, zlib.error), open_bytes(path) as file:
+        for number, line in enumerate(file, 1):
+            end = "CRLF" if line.endswith(b"\r\n") else "LF"
+            first = first or end
+            body = line.rstrip(b"\r\n")
+            if b"\r" in body or (end != first and line.endswith(b"\n")):
+                other = "CR" if b"\r" in body else end
+                raise ValueError(f"{path.name} line {number}: all lines must end alike; got {other} after {first}; "
+                                 f"convert the line ends of the file to LF ({path})") from None
 
 
 def _csv_problem(text: str) -> str:

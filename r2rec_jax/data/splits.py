@@ -22,8 +22,10 @@ from r2rec_jax.data.candidates import (
     CandidateLists,
     ItemWeights,
     Negatives,
+    check_room,
     check_sampler,
     draw_candidates,
+    longest_lists,
 )
 from r2rec_jax.data.interactions import Dataset
 from r2rec_jax.data.queries import EVALUATED, SPLITS, Query, Split
@@ -124,12 +126,32 @@ def _split_training(dataset: Dataset, config: DataConfig, targets: Targets, eval
         rows = np.concatenate([rows, _training_rows(dataset, config, targets.teachable[theirs], wanted - len(rows))])
     if len(rows) < wanted:
         after = " and two after" if config.split == "last-positive" else " and lie before the first cut"
+        if len(rows) < 2:
+            raise _no_training(dataset, config, len(rows), after)
         raise ValueError(f"data.sft_queries + data.rl_queries must be <= {len(rows)}, the likes of eligible users of "
                          f"{dataset.name} that have at least {config.min_history} likes before them{after}; "
                          f"got {config.sft_queries} + {config.rl_queries}; lower them")
     keys = dataset.user_keys[events.user_idx[rows]], dataset.item_keys[events.item_idx[rows]]
     rows = _shuffled(rows, config.split_seed, "sft or rl", *keys)
     return rows[: config.sft_queries], rows[config.sft_queries:]
+
+
+def _no_training(dataset: Dataset, config: DataConfig, found: int, after: str) -> ValueError:
+    """What to do where SFT and GRPO cannot have a query each, so that no smaller number would help."""
+    who = (f"{config.min_history + 3} likes" if config.split == "last-positive" else
+           f"{config.min_history + 1} likes before the first cut")
+    lower = "lower data.min_history, or " if config.min_history > 1 else ""
+    return ValueError(f"{dataset.name} must have two likes to train on, one for SFT and one for GRPO, that have at "
+                      f"least {config.min_history} likes before them{after}; got {found}; {lower}bring users with at "
+                      f"least {who}")
+
+
+def _check_room(dataset: Dataset, config: DataConfig, rows: Mapping[Split, NDArray], training: NDArray[np.bool_],
+                ) -> None:
+    users = {split: dataset.interactions.user_idx[rows[split]] for split in SPLITS}
+    longest = [longest_lists(dataset, users[split], config.negatives, config.positive_above,
+                             None if split in EVALUATED else training) for split in SPLITS]
+    check_room(dataset, np.concatenate(list(users.values())), np.concatenate(longest), config.candidates)
 
 
 def _evaluation_rows(dataset: Dataset, config: DataConfig, rows: NDArray, wanted: int, field_name: str) -> NDArray:
@@ -167,6 +189,7 @@ def draw_queries(dataset: Dataset, config: DataConfig) -> Queries:
     evaluated[dataset.interactions.user_idx[np.concatenate([test, validation])]] = True
     sft, rl = _split_training(dataset, config, targets, evaluated)
     rows: dict[Split, NDArray] = {"test": test, "validation": validation, "sft": sft, "rl": rl}
+    _check_room(dataset, config, rows, targets.training)
     weights = item_weights(dataset, targets.training)
     by_split: dict[Split, list[Query]] = {
         split: [make_query(dataset, config, split, int(row), weights) for row in rows[split]] for split in SPLITS

@@ -7,7 +7,7 @@ rating column every event is a like (5). See :class:`~r2rec_jax.config.TableConf
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import duckdb
 import numpy as np
@@ -82,11 +82,11 @@ def load_table(config: DataConfig, path: Path) -> Dataset:
         items, item_notes = _items(connection, folder, table, events.item_ids)
         users, user_notes = _users(connection, folder, table, events.user_ids)
     rating, rating_notes = _ratings(events_file, events.rating, table)
-    names = (events_file, *(folder / name for name in (table.items, table.users) if name is not None))
+    names = (_events_name(path, table), *(name for name in (table.items, table.users) if name is not None))
     dataset = build_dataset(
         name=config.name, domain=table.domain, users=users, items=items, user_rows=events.user_idx,
         item_rows=events.item_idx, rating=rating, timestamp=events.timestamp, split_seed=config.split_seed,
-        rating_scale=(1.0, 5.0), sources={file.name: sha256_of(file) for file in names})
+        rating_scale=(1.0, 5.0), sources={str(PurePath(name)): sha256_of(folder / name) for name in names})
     return replace(dataset, notes={**dataset.notes, **events.notes, **rating_notes, **item_notes, **user_notes})
 
 
@@ -102,6 +102,11 @@ def _place(path: Path, table: TableConfig) -> tuple[Path, Path]:
         raise ValueError(f"data.path must be a folder when data.table.interactions is given; got the file {path}; set "
                          "one of them")
     return path.parent, path
+
+
+def _events_name(path: Path, table: TableConfig) -> str:
+    """The file of events as a path that holds from the folder of the files, as those of items and users do."""
+    return table.interactions if path.is_dir() and table.interactions is not None else path.name
 
 
 def _ratings(path: Path, raw: NDArray, table: TableConfig) -> tuple[NDArray[np.float32], dict[str, int]]:

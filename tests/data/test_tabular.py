@@ -139,6 +139,29 @@ def test_a_run_is_prepared_from_the_files_at_hand(folder: Path, tmp_path: Path) 
         assert changed_sources(replace(config, path=gone), dataset.sources) == [], "what is prepared needs it no longer"
 
 
+def test_files_may_lie_elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Also under one base name; the names in a run's record are paths from ``data.path``."""
+    other = tmp_path_factory.mktemp("other")
+    places = {"plays.csv": folder / "ev" / "a.csv", "songs.csv": folder / "it" / "a.csv",
+              "listeners.csv": other / "a.csv"}
+    for name, place in places.items():
+        place.parent.mkdir(exist_ok=True)
+        (folder / name).rename(place)
+    table = replace(TABLE, interactions="./ev/a.csv", items="it/a.csv", users=str(other / "a.csv"))
+    names = {"ev/a.csv", "it/a.csv", str(other / "a.csv")}
+    dataset = load(folder, table)
+    config = DataConfig(name="table", table=table, path=str(folder))
+    assert set(dataset.sources) == names and changed_sources(config, dataset.sources) == []
+    for place in places.values():
+        place.write_text(place.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert set(changed_sources(config, dataset.sources)) == names
+    table = replace(table, interactions=None, items="../it/a.csv")
+    config = DataConfig(name="table", table=table, path=str(folder / "ev" / "a.csv"))
+    dataset = load(folder / "ev" / "a.csv", table)
+    assert set(dataset.sources) == {"a.csv", "../it/a.csv", str(other / "a.csv")}
+    assert changed_sources(config, dataset.sources) == []
+
+
 @given(raw=st.lists(st.floats(-100, 100), min_size=1), above=st.floats(-100, 100), width=st.floats(0, 50))
 def test_the_threshold_lies_between_three_and_four(raw: list[float], above: float, width: float) -> None:
     values = np.array(raw)
