@@ -249,7 +249,8 @@ def _read_titles(block: str, titles: Sequence[str]) -> list[int | None]:
 
 def _title_finder(titles: Sequence[str]) -> Callable[[str], int | None]:
     """Finds a line's 0-based position: the label exactly, else without list mark and case, else without the year that
-    the line or the label lacks: a film of the same name and another year is no candidate."""
+    the line or the label lacks: a film of the same name and another year is no candidate, nor is another version of a
+    song ("Hurt (Nine Inch Nails)" for "Hurt (Johnny Cash)")."""
     exact = {title: position for position, title in enumerate(titles)}
     folded: dict[str, list[int]] = {}
     bare: dict[str, list[int]] = {}
@@ -265,9 +266,11 @@ def _title_finder(titles: Sequence[str]) -> Callable[[str], int | None]:
         if len(folded.get(plain, ())) == 1:
             return folded[plain][0]
         found = bare.get(_bare(plain), ())
-        if len(found) == 1 and len({_year(plain), _year(titles[found[0]])} - {None}) < 2:
-            return found[0]
-        return None
+        if len(found) != 1 or len({_year(plain), _year(titles[found[0]])} - {None}) > 1:
+            return None
+        label = titles[found[0]]
+        other_version = _year(label) is None and _bare(label) != label and _bare(plain) != plain
+        return None if other_version else found[0]
 
     return find
 

@@ -78,7 +78,7 @@ def _check_call(name: str, function: Callable[..., Any]) -> None:
                          "runs it (asyncio.run)")
     given = ("prompts", "completions", *(column.name for column in fields(Columns)))
     try:
-        inspect.signature(function).bind(**dict.fromkeys(given, []))
+        inspect.signature(function).bind(**dict.fromkeys(given))
     except TypeError as error:
         raise ValueError(f"rewards.functions must take {', '.join(given)} by keyword, or those they need and "
                          f"**columns; {name!r} does not: {error}") from None

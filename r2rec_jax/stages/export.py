@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 GENERATION_CONFIG = "generation_config.json"
 
 
-def generation_config(tokenizer: Tokenizer, sampling: GrpoConfig) -> dict[str, Any]:
-    """How to generate as the rollouts did, in transformers' names.
+def generation_config(tokenizer: Tokenizer, sampling: GrpoConfig, vocab_size: int) -> dict[str, Any]:
+    """How to generate as the rollouts did with a backbone of so many rows, in transformers' names.
 
     DeepSeek-R1-Distill-Llama-8B, trained at 0.6 and 0.9: ``{"bos_token_id": 128000, "eos_token_id": 128001,
     "pad_token_id": 128001, "do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 1024}``.
@@ -36,16 +36,16 @@ def generation_config(tokenizer: Tokenizer, sampling: GrpoConfig) -> dict[str, A
     ends = list(tokenizer.end_ids)
     return {
         **({} if tokenizer.bos_id is None else {"bos_token_id": tokenizer.bos_id}),
-        "eos_token_id": ends[0] if len(ends) == 1 else ends, "pad_token_id": tokenizer.pad_id,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends, "pad_token_id": tokenizer.pad_within(vocab_size),
         "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p,
         "max_new_tokens": sampling.max_new_tokens,
     }
 
 
-def _serving_files(tokenizer: Tokenizer, sampling: GrpoConfig) -> Callable[[Path], None]:
+def _serving_files(tokenizer: Tokenizer, sampling: GrpoConfig, vocab_size: int) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         tokenizer.save(folder)
-        write_json(folder / GENERATION_CONFIG, generation_config(tokenizer, sampling))
+        write_json(folder / GENERATION_CONFIG, generation_config(tokenizer, sampling, vocab_size))
 
     return write
 
@@ -61,7 +61,8 @@ def export_peft(
     Raises:
         ValueError: ``out`` is neither new nor empty.
     """
-    return save_adapter(lora, lora_config, backbone, out, _serving_files(tokenizer, sampling))
+    return save_adapter(lora, lora_config, backbone, out,
+                        _serving_files(tokenizer, sampling, backbone.config.vocab_size))
 
 
 def export_merged(
@@ -79,4 +80,4 @@ def export_merged(
     if room is None or (room.rank, room.alpha, set(room.targets)) != (
             lora_config.rank, lora_config.alpha, set(lora_config.targets)):
         raise ValueError(f"the adapter to merge must be of the backbone's own LoRA settings {room}; got {lora_config}")
-    return save_merged(backbone, lora, out, _serving_files(tokenizer, sampling))
+    return save_merged(backbone, lora, out, _serving_files(tokenizer, sampling, backbone.config.vocab_size))

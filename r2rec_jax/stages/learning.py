@@ -57,7 +57,8 @@ def pretrain_stage(work: Workspace) -> dict[str, Any]:
             f"are left out, and {cut}, of which the end is read")
     start = _untrained(work) if work.is_tiny else _pretrained(work)
     trained = train_pretrain(
-        _in_float32(work, start), corpus.phases, c.pretrain, seed=c.train_seed, pad_id=tokenizer.pad_id,
+        _in_float32(work, start), corpus.phases, c.pretrain, seed=c.train_seed,
+        pad_id=tokenizer.pad_within(start.config.vocab_size),
         checkpoints=_checkpoints(work, "pretrain", start, None), metrics=_metrics(work, "pretrain"))
     backbone = with_base(start, to_host(trained.params), c.backbone.source)
     _replace(folder / "backbone", lambda out: save_merged(backbone, None, out, tokenizer.save))
@@ -106,7 +107,7 @@ def sft_stage(work: Workspace) -> dict[str, Any]:
     say(f"sft: {len(examples)} examples, {sum(e.length for e in examples)} tokens, of them "
         f"{sum(len(e.completion_ids) for e in examples)} trained on; adapter r={c.lora.rank}")
     trained = train_sft(
-        _frozen(work, backbone), fresh_adapter(work), examples, c.sft, seed=c.train_seed, pad_id=tokenizer.pad_id,
+        _frozen(work, backbone), fresh_adapter(work), examples, c.sft, seed=c.train_seed, pad_id=work.pad_id,
         checkpoints=_checkpoints(work, "sft", backbone, c.lora), metrics=_metrics(work, "sft"))
     _keep_adapter(work, "sft", trained.params)
     return {"examples": len(examples), "tokens": sum(e.length for e in examples), "steps": trained.steps,
@@ -125,7 +126,7 @@ def grpo_stage(work: Workspace) -> dict[str, Any]:
     say(f"grpo: {len(rendered)} prompts, {c.grpo.group_size} completions each; full step reward for "
         f"{band.low} to {band.high} statements")
     environment = Environment(work.decoder.generate, tokenizer.decode, make_reward(work, rendered, band),
-                              tokenizer.pad_id)
+                              work.pad_id)
     start = work.adapter("sft") if c.grpo.start == "sft" else fresh_adapter(work)
     trained = train_grpo(
         _frozen(work, backbone), start, prompts, c.grpo, environment, seed=c.train_seed,

@@ -187,5 +187,5 @@ def policy_likelihood(work: Workspace, checkpoint: str, queries: Sequence[Likeli
     program = make_scoring(model, 1.0, lambda _, seconds: compiled.append(seconds))
     return likelihood_generate(
         queries, lambda batch: program(lora, backbone.base, batch)["logprobs"], config.likelihood,
-        begin(tokenizer, ""), rows=round_up(config.batch_size, model.row_shards), pad_id=tokenizer.pad_id,
+        begin(tokenizer, ""), rows=round_up(config.batch_size, model.row_shards), pad_id=work.pad_id,
         compile_s=lambda: sum(compiled))

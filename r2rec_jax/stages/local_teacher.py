@@ -28,7 +28,8 @@ def make_local_teacher(work: Workspace, domain: str) -> LocalTeacher:
     from r2rec_jax.sampling.decoder import Decoder
 
     backbone = work.load_source(work.config.backbone.quantize) if work.config.pretrain.adapt else work.backbone
-    decoder = Decoder(backbone.graphdef, backbone.config, tokenizer.end_ids, tokenizer.pad_id,
+    pad_id = tokenizer.pad_within(backbone.config.vocab_size)
+    decoder = Decoder(backbone.graphdef, backbone.config, tokenizer.end_ids, pad_id,
                       attention=work.config.backbone.attention, mesh=work.mesh)
     key = jax.random.fold_in(jax.random.key(work.config.train_seed), _number("local teacher"))
 

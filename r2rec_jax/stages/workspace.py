@@ -137,12 +137,17 @@ class Workspace:
         loaded = load_backbone(path, c.lora, c.backbone.dtype, quantize=quantize, mesh=self.mesh)
         return replace(with_matmul_dtype(loaded, c.backbone.matmul_dtype), lora=place(loaded.lora, self.mesh))
 
+    @property
+    def pad_id(self) -> int:
+        """What fills padding, a token that the backbone has a row for."""
+        return self.tokenizer.pad_within(self.backbone.config.vocab_size)
+
     @cached_property
     def decoder(self) -> Decoder:
         """The KV-cache decoder over the backbone."""
         from r2rec_jax.sampling.decoder import Decoder
 
-        return Decoder(self.backbone.graphdef, self.backbone.config, self.tokenizer.end_ids, self.tokenizer.pad_id,
+        return Decoder(self.backbone.graphdef, self.backbone.config, self.tokenizer.end_ids, self.pad_id,
                        attention=self.config.backbone.attention, mesh=self.mesh)
 
     def adapter_sha256(self, checkpoint: str) -> str | None:

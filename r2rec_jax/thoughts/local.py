@@ -80,7 +80,7 @@ class LocalTeacher(BatchTeacher):
         if thought is None:
             reason = "no reasoning or no rating"
         else:
-            found = problems(thought, chain)
+            found = problems(thought, chain, self._domain)
             if not found:
                 return thought
             reason = class_of(found[0])

@@ -127,5 +127,5 @@ class RemoteTeacher:
         thought = read_thought(_with_think(text), opened_think=False, teacher=self.name)
         if thought is None:
             return None, "no reasoning or no rating"
-        found = problems(thought, chain)
+        found = problems(thought, chain, self._domain)
         return (None, "; ".join(found)) if found else (thought, "")

@@ -7,9 +7,10 @@ rejected good thought costs another attempt, an accepted leak would teach the mo
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from r2rec_jax.prompts.answer import MIN_WORDS, TAG
-from r2rec_jax.prompts.templates import RATING_WORDS
+from r2rec_jax.prompts.templates import RATING_WORDS, wording
 from r2rec_jax.prompts.verbalize import neighbour_name, title_text
 from r2rec_jax.prompts.views import ChainView
 from r2rec_jax.thoughts.teacher import Thought
@@ -25,7 +26,7 @@ _PRONOUN = re.compile(r"\b(?:they|them|their|he|she|him|his|hers?)\b", re.IGNORE
 _VERDICT = re.compile(
     r"\b(?:lov|lik|enjoy|hat|dislik|ador|appreciat|prefer|favou?r)(?:e|es|ed|ing|s)?\b|\b(?:rat|gav|giv|scor|award)"
     r"(?:e|es|ed|en|ing|ings?)?\b|\bneutral\b|\bstars?\b|\b[1-5]\s*/\s*5\b|\bout\s+of\s+5\b|★", re.IGNORECASE)
-_FINAL_REFERENCE = re.compile(r"\b(?:last|final|second|next|other)\s+(?:movie|film|book|product|item)\b", re.IGNORECASE)
+_NOUNS = ("movie", "film", "book", "product", "item")
 _RATING_NUMBER = re.compile(r"(?<![\w.,/-])([1-5])(?![\w-]|\.\d)")
 _NUMBER_WORDS = ("one", "two", "three", "four", "five")
 _STATED = re.compile(
@@ -44,12 +45,20 @@ def _without(text: str, *names: str) -> str:
     return text
 
 
-def problems(thought: Thought, chain: ChainView) -> tuple[str, ...]:
+@cache
+def _final_reference(domain: str) -> re.Pattern[str]:
+    """Speaks of the final item without its name, in the words of the domain: "the final song"."""
+    nouns = "|".join(re.escape(noun) for noun in (*_NOUNS, wording(domain).item))
+    return re.compile(rf"\b(?:last|final|second|next|other)\s+(?:{nouns})\b", re.IGNORECASE)
+
+
+def problems(thought: Thought, chain: ChainView, domain: str = "generic") -> tuple[str, ...]:
     """Why a thought is rejected; empty when it is valid.
 
     Args:
         thought: what the teacher wrote.
         chain: the chain it was written for.
+        domain: whose words the teacher was asked in.
     """
     found: list[str] = []
     if len(thought.statements) < MIN_STATEMENTS:
@@ -61,7 +70,7 @@ def problems(thought: Thought, chain: ChainView) -> tuple[str, ...]:
             found.append(f"statement {number} holds a tag of completions: {statement!r}")
     found += _hop_order(thought, chain)
     for number, statement in enumerate(thought.statements[:-1], start=1):
-        reason = _leak(statement, chain)
+        reason = _leak(statement, chain, domain)
         if reason:
             found.append(f"statement {number} of {len(thought.statements)} {reason}: {statement!r}")
     found += _final(thought, chain)
@@ -85,13 +94,13 @@ def _hop_order(thought: Thought, chain: ChainView) -> list[str]:
     return []
 
 
-def _leak(statement: str, chain: ChainView) -> str:
+def _leak(statement: str, chain: ChainView, domain: str) -> str:
     """What a statement before the conclusion gives away; empty when nothing."""
     final, neighbour = title_text(chain.item1), neighbour_name(chain.neighbour)
     plain = _without(statement, title_text(chain.item0), final, neighbour)
     if _REVEALS.search(plain):
         return "speaks of the answer or of a prediction"
-    about_final = _mentions(statement, final) or _FINAL_REFERENCE.search(statement) is not None
+    about_final = _mentions(statement, final) or _final_reference(domain).search(statement) is not None
     if not about_final or _mentions(title_text(chain.item0), final):
         return ""
     about_neighbour = (_mentions(statement, neighbour)

@@ -110,6 +110,13 @@ def test_titles(block: str, ranking: tuple[int, ...], outside: int) -> None:
     assert (parsed.ranking, parsed.outside) == (ranking, outside)
 
 
+def test_another_version_is_no_candidate() -> None:
+    titles = ("Hurt (Nine Inch Nails)", "Let It Be (Remastered 2009)", "Yesterday", "Emma (1815)")
+    for line, ranking in (("Hurt (Johnny Cash)", ()), ("Let It Be (Demo)", ()), ("Hurt", (0,)),
+                          ("hurt (nine inch nails)", (0,)), ("Emma (a novel)", (3,)), ("Emma (1816)", ())):
+        assert parse(f"<answer>\n{line}\n</answer>", form="titles", titles=titles).ranking == ranking, line
+
+
 @pytest.mark.parametrize(("text", "form", "first"), [
     ("<answer>\n1. fargo\nBig (1988)\n</answer>", "titles", 2),
     ("<answer>\nFargo 2 (1996)\nBig (1988)\n</answer>", "titles", None),

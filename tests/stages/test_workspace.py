@@ -22,5 +22,5 @@ def test_attention_that_cannot_run_is_refused_before_weights_are_looked_for() ->
 def test_the_decoder_prefills_by_the_configured_attention() -> None:
     work = workspace("xla")
     vars(work).update(backbone=SimpleNamespace(graphdef=None, config=SimpleNamespace(vocab_size=9)),
-                      tokenizer=SimpleNamespace(end_ids=(2,), pad_id=0))
+                      tokenizer=SimpleNamespace(end_ids=(2,), pad_within=lambda size: 0))
     assert work.decoder.attention == "xla"

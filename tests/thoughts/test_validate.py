@@ -26,6 +26,12 @@ def test_a_good_thought() -> None:
     assert reasons(GOOD[0], GOOD[1] + " They agree.", GOOD[2], "It is a comedy from 1988.", GOOD[3]) == ""
 
 
+def test_the_final_item_is_known_by_the_noun_of_its_domain() -> None:
+    leak = Thought((*GOOD[:3], "The target user disliked the final song.", GOOD[3]), 3, "test")
+    assert "verdict on the final item" in " ".join(problems(leak, CHAIN, "generic:song:songs"))
+    assert not problems(leak, CHAIN, "movies")
+
+
 @pytest.mark.parametrize("leak", [
     "The target user gave Big 3 stars.",
     "They loved Big, which is a comedy.",
