@@ -34,7 +34,8 @@ class TableConfig:
         items: file of item attributes, a path from the same folder or an absolute one; null when there is none: the
             raw id is then the title.
         item_id: its id column. title, year: columns; null when there is none.
-        categories: its column of categories: a list (JSON Lines, Parquet), or a text split at ``separator``.
+        categories: its column of categories: a list, also one as text (``["a", "b"]``, ``['a', 'b']``), or a text
+            split at ``separator``.
         details: further columns of it that prompts show beside the title ("artist").
         users: file of user attributes, a path likewise; null when there is none.
         user_id: its id column.

@@ -34,6 +34,8 @@ _DELIMITERS = (",", "\t", ";", "|")
 ROWS_FOR_KEYS = 1000
 """Rows of JSON Lines that a column must be in one of to be found."""
 _LINE = re.compile(r"\bline:? (\d+)", re.IGNORECASE)
+_NO_TEXT = "\x1f"
+"""A separator that texts do not have."""
 _QUOTED_SQL = re.compile(r"\nLINE \d+:")
 _BAD_TEXT = re.compile(r'Invalid string encoding .*value "(.*)" is not valid UTF8', re.DOTALL)
 
@@ -83,15 +85,18 @@ class TableFile:
         return f"CASE WHEN contains({name}, '_') THEN NULL ELSE TRY_CAST({name} AS DOUBLE) END"
 
     def texts(self, column: str, separator: str) -> str:
-        """SQL of a column as VARCHAR[]: a list as it is, a text cut at ``separator``."""
-        name = identifier(column)
+        """SQL of a column as VARCHAR[]: a list as it is, also one that was written as text (JSON, or as Python and
+        pandas do: ``['a', 'b']``), another text cut at ``separator``."""
         if self.types[column].endswith("[]"):
-            return f"CAST({name} AS VARCHAR[])"
-        split = f"string_split({self.text(column)}, {literal(separator)})"
-        if self.kind != "jsonl":
-            return split
-        return (f"CASE WHEN starts_with({name}, '[') THEN coalesce(TRY_CAST(TRY_CAST({name} AS JSON) AS VARCHAR[]), "
-                f"{split}) ELSE {split} END")
+            return f"CAST({identifier(column)} AS VARCHAR[])"
+        text = self.text(column)
+        split = f"string_split({text}, {literal(separator)})"
+        written = f"coalesce(TRY_CAST(TRY_CAST({text} AS JSON) AS VARCHAR[]), TRY_CAST({text} AS VARCHAR[]), {split})"
+        return f"CASE WHEN regexp_matches({text}, '^\\s*\\[.*\\]\\s*$', 's') THEN {written} ELSE {split} END"
+
+    def line(self, column: str) -> str:
+        """SQL of a column as VARCHAR, NULL where it is blank; the parts of a list with commas between them."""
+        return f"nullif(trim(array_to_string({self.texts(column, _NO_TEXT)}, ', ')), '')"
 
     def json(self, column: str) -> str:
         """SQL of a column as JSON: text that holds JSON, or a map or struct; NULL where it is neither."""

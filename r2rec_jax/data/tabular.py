@@ -136,7 +136,7 @@ def _items(connection: duckdb.DuckDBPyConnection, folder: Path, table: TableConf
     path = folder / table.items
     used = [name for name in (table.title, table.year, table.categories, *table.details) if name is not None]
     file = open_table(connection, path, tuple(dict.fromkeys((table.item_id, *used))), delimiter=table.delimiter)
-    columns = {f"detail {name}": f"nullif(trim({file.text(name)}), '')" for name in table.details}
+    columns = {f"detail {name}": file.line(name) for name in table.details}
     columns["title"] = "NULL::VARCHAR"
     if table.title is not None:
         columns["title"] = f"nullif(trim({file.text(table.title)}), '')"
@@ -168,7 +168,7 @@ def _users(connection: duckdb.DuckDBPyConnection, folder: Path, table: TableConf
         return UserTable(ids), {}
     file = open_table(connection, folder / table.users, tuple(dict.fromkeys((table.user_id, *table.attributes))),
                       delimiter=table.delimiter)
-    columns = {f"attribute {name}": f"nullif(trim({file.text(name)}), '')" for name in table.attributes}
+    columns = {f"attribute {name}": file.line(name) for name in table.attributes}
     found = read_attributes(connection, file, table.user_id, ids, columns, repeated="refuse")
     _check_known(connection, file, table.user_id, "users", ids, found.missing)
     users = UserTable(ids, [(_label(name), found.column(f"attribute {name}")) for name in table.attributes])

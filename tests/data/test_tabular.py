@@ -111,6 +111,19 @@ def test_json_lines_with_lists(tmp_path: Path) -> None:
     assert [(i.title, i.genres) for i in dataset.items] == [("Zero", ("a", "b|c")), ("One", ()), ("2", ("x", "y"))]
 
 
+@pytest.mark.parametrize(("tags", "genres"), [
+    ("""['hard bop', 'jazz']""", ("hard bop", "jazz")), ("""["jazz", "a, b"]""", ("jazz", "a, b")),
+    ("""["rock 'n' roll", 'pop']""", ("rock 'n' roll", "pop")), ("[]", ()), ("[Live] jazz|pop", ("[Live] jazz", "pop")),
+    ("['jazz'|pop", ("['jazz'", "pop"))])
+def test_lists_that_were_written_as_text(folder: Path, tags: str, genres: tuple[str, ...]) -> None:
+    quoted = '"' + tags.replace('"', '""') + '"'
+    (folder / "songs.csv").write_text(f"id,name,year,tags,artist_name\ns1,Blue Train,1957,{quoted},{quoted}\n",
+                                      encoding="utf-8")
+    item = next(item for item in load(folder).items if item.item_id == "s1")
+    assert item.genres == genres
+    assert dict(item.details).get("artist name", "") == (tags if "|" in tags else ", ".join(genres))
+
+
 def test_json_lines_may_leave_out_what_is_null(tmp_path: Path) -> None:
     plays = [{"user_id": "u", "item_id": n, "rating": 4, "timestamp": n} for n in range(3)]
     items = [{"item_id": 0, "title": "Zero"}, {"item_id": 1, "title": "One", "year": 1999}, {"item_id": 2}]
