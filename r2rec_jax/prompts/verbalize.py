@@ -21,6 +21,7 @@ MAX_DETAILS = 3
 GENRE_LIMIT = 40
 USER_ID_LIMIT = 10
 
+_DRAWN_ID = re.compile(r"A[A-Z0-9]{9,}")
 _ARTICLE = re.compile(r"^([^(]+), (The|An?|La|Le|Les|Il|El|Der|Die|Das|L')(?= \(|$)")
 
 
@@ -98,8 +99,12 @@ def _copy_marks(stems: Sequence[str]) -> list[str]:
 
 
 def neighbour_name(user: User) -> str:
-    """``user 12``; long ids are shortened to ten characters."""
-    return f"user {escape_text(user.user_id, USER_ID_LIMIT) or '(unknown)'}"
+    """``user 12``; of a long id ten characters: ``user cust…00123``, since the ids of a table often begin alike, and of
+    Amazon's, which are drawn, the beginning."""
+    raw = user.user_id.strip()
+    if len(raw) > USER_ID_LIMIT and not _DRAWN_ID.fullmatch(raw):
+        raw = f"{raw[:4]}…{raw[-5:]}"
+    return f"user {escape_text(raw, USER_ID_LIMIT) or '(unknown)'}"
 
 
 def profile_text(user: User | None) -> str:

@@ -197,3 +197,14 @@ def test_titles_cannot_change_the_structure(items: list[Item], first: Item, fina
     body = re.sub(r" -[1-5]-> ", " ", "\n".join(lines[:-1]))
     assert not re.search(r"(?<!\\)(?:\\\\)*[<>]", body), "every angle bracket of a title stays escaped"
     prompt.text.encode()
+
+
+def test_long_ids_that_begin_alike_are_different_names() -> None:
+    def name(raw: str) -> str:
+        return neighbour_text(User(raw, ()))
+
+    assert name("customer_000123") == "user cust…00123" != name("customer_000124")
+    assert len({name(f"7656119800000{n:04}") for n in range(300)}) == 300
+    assert name("alice@example.org") != name("alice@example.com")
+    assert name("AE222BBOVZIF42YOOPNBXL4UUMYA") == "user AE222BBOV…", "Amazon's are drawn, and stay as they were"
+    assert name("1234567890") == "user 1234567890"
