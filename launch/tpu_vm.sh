@@ -4,8 +4,11 @@
 #   gcloud compute tpus tpu-vm create NAME --zone=ZONE --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command="
 #     git clone REPOSITORY r2rec_jax && cd r2rec_jax && make setup && .venv/bin/pip install --editable '.[tpu]'"
-#   launch/tpu_vm.sh NAME ZONE --config configs/movielens_1m_8b.yaml --run_dir /mnt/runs/movielens-1m-8b
+#   launch/tpu_vm.sh NAME ZONE --config configs/movielens_1m_8b.yaml --run_dir /mnt/runs/movielens-1m-8b \
+#     --parallel.fsdp 16
 #
+# --parallel.fsdp is the number of chips where one cannot hold the weights and what is beside them (16 GB at 8B; --plan
+# says). The command stays in the foreground for as long as the run: start it where it is not cut off, as in tmux.
 # --run_dir, --data.path and --data.cache_dir lie where all hosts see them (Filestore or another NFS). After a
 # preemption, make the TPU anew and give the last command again. R2REC_DIR names another folder than ~/r2rec_jax;
 # DRY_RUN=1 prints.

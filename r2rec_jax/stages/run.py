@@ -192,7 +192,7 @@ class RunFolder:
             if record.exists():
                 before = _read_json(record)
                 run._refuse_or_clear(before, overwrite)
-                first = made_with(before)
+                first |= made_with(before)
             write_json(record, {"config": as_plain(config), "texts": TEMPLATE_VERSION, "made_with": first,
                                 **provenance})
             yield run

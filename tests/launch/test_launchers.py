@@ -198,6 +198,8 @@ def test_a_jobset_is_whole_and_its_counts_agree(path: Path) -> None:
     _check_command(found, job, container, spec["completions"])
     if "tpu" in path.stem:
         _check_slice(pod["nodeSelector"], container, spec["completions"])
+        chips = prod(map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")))
+        assert f"--parallel.fsdp={chips}" in container["args"], "whole weights do not fit a chip"
 
 
 def _check_command(jobset: Mapping[str, Any], job: Mapping[str, Any], container: Mapping[str, Any], hosts: int) -> None:
@@ -209,7 +211,7 @@ def _check_command(jobset: Mapping[str, Any], job: Mapping[str, Any], container:
     parallel = config.parallel
     assert parallel.distributed == "auto"
     shared = tuple(mount["mountPath"] for mount in container["volumeMounts"])
-    for path in (config.run_dir, config.data.path, config.data.cache_dir):
+    for path in (config.run_dir, config.data.path, config.data.cache_dir, known["HF_HOME"]["value"]):
         assert path is not None and path.startswith(shared)
     if "PROCESS_ID" not in known:
         assert parallel.coordinator is None

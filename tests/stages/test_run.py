@@ -222,6 +222,14 @@ def test_a_run_goes_on_under_other_settings_of_the_kind_that_only_round(tmp_path
     assert RunFolder.existing(run.path).config.sft.checkpoint_every == 7
 
 
+def test_what_was_not_recorded_when_a_folder_was_made_is_from_now_on(tmp_path):
+    """Made under ``bnpo``, where ``micro_prompts`` decides a mean; begun anew under another loss."""
+    open_run(config(tmp_path, grpo=GrpoConfig(loss="bnpo")))
+    run = open_run(config(tmp_path), overwrite=True)
+    finish(run, "prepare", "thoughts", "pretrain", "sft", "grpo")
+    assert open_run(config(tmp_path, grpo=GrpoConfig(micro_prompts=2))).is_done("grpo")
+
+
 def test_the_prompts_of_a_pass_decide_what_bnpo_takes_the_mean_of(tmp_path):
     def grpo(prompts: int) -> TrainConfig:
         return config(tmp_path, grpo=GrpoConfig(loss="bnpo", micro_prompts=prompts))
