@@ -51,7 +51,7 @@ class Worker:
             self._process.wait()
 
     def ask(self, op: str, **more: Any) -> Any:
-        """One request, answered: ``warm`` and ``step`` a work, ``load``, ``memory``, ``peaks``, ``export``,
+        """One request, answered: ``warm`` and ``step`` a work, ``load``, ``memory``, ``peaks``, ``kind``, ``export``,
         ``sampled``, ``scored``, ``sft_loss``.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from r2rec_jax.bench.presets import SEED, SHAPES, TEMPERATURE, TOP_P, Preset
 from r2rec_jax.bench.timing import Work, best, peak_host_gb, timed
 from r2rec_jax.bench.works import DRAWN, Draw
 from r2rec_jax.config import BackboneConfig, GrpoConfig, LoraConfig
+from r2rec_jax.files import read_json, write_json
 from r2rec_jax.models.backbone import Backbone, resolve_dtype
 from r2rec_jax.models.huggingface import load_backbone, save_merged
 from r2rec_jax.models.llama import LlamaConfig, build_llama, split_llama
@@ -55,6 +57,8 @@ from r2rec_jax.training.state import init_state, make_optimizer
 from r2rec_jax.training.updates import Updates
 
 LR = 1e-5
+MADE = "made.json"
+"""Of which weights the scratch folder was made."""
 
 
 class Ours:
@@ -73,6 +77,10 @@ class Ours:
         programs()
         self._loaded: tuple[Backbone, nnx.State] | None = None
 
+    def kind(self) -> str:
+        """Kind of device."""
+        return jax.default_backend()
+
     def report(self, what: str, seconds: float) -> None:
         """Count a compilation."""
         self.compile_s += seconds
@@ -84,13 +92,17 @@ class Ours:
 
     def export(self) -> dict[str, float]:
         """Write the folder that both sides read: HF safetensors, and a PEFT adapter with both factors random."""
-        if (self.folder / "adapter").is_dir():
+        made = {"backbone": self.preset.backbone, "dtype": self.preset.dtype, "rank": self.preset.rank}
+        if (self.folder / MADE).is_file():
+            if (found := read_json(self.folder / MADE, "remove the folder")) != made:
+                raise ValueError(f"{self.folder} must hold {made}; it holds {found}; give another --scratch")
             return {}
         backbone = self._source()
-        if not (self.folder / "model").is_dir():
-            save_merged(backbone, None, self.folder / "model")
+        shutil.rmtree(self.folder / "model", ignore_errors=True)  # what a stop left
+        save_merged(backbone, None, self.folder / "model")
         save_adapter(random_adapter(backbone.lora), self.lora_config, backbone, self.folder / "adapter")
         (self.folder / "adapter" / RECORD).unlink()  # weights made here have no hash that a loader could check
+        write_json(self.folder / MADE, made)
         self._loaded = (backbone, random_adapter(backbone.lora))
         return {}
 

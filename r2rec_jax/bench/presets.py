@@ -36,7 +36,7 @@ class Sft:
         prompt_tokens, new_tokens: S and T of each of them.
         mixed: examples of an update of real lengths, half of them rankings and half thoughts.
         micro: rows of one of our passes.
-        pytorch_micro: examples of one of PyTorch's passes, sorted by length.
+        pytorch_micro: examples of one of PyTorch's passes, sorted by length; of several sizes the fastest is taken.
     """
 
     batch: int
@@ -44,7 +44,7 @@ class Sft:
     new_tokens: int
     mixed: int
     micro: int
-    pytorch_micro: int
+    pytorch_micro: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Grpo:
     Attributes:
         decoding: shape of the rollouts.
         micro_prompts: prompts of one of our passes.
-        pytorch_micro: completions of one of trl's passes.
+        pytorch_micro: completions of one of trl's passes; of several sizes the fastest is taken.
     """
 
     decoding: Decoding
     micro_prompts: int
-    pytorch_micro: int
+    pytorch_micro: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -116,19 +116,19 @@ SHAPES: Mapping[str, dict[str, Any]] = {
 PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in (
     Preset(
         "smoke", "random-smoke", "smollm2", "float32", 2, rollout=Decoding(1, 4, 16, 6),
-        sft=Sft(2, 16, 6, 4, 1, 2), grpo=Grpo(Decoding(1, 4, 16, 6), 1, 4), recommend=Decoding(2, 1, 16, 6),
+        sft=Sft(2, 16, 6, 4, 1, (2,)), grpo=Grpo(Decoding(1, 4, 16, 6), 1, (1, 4)), recommend=Decoding(2, 1, 16, 6),
         tolerance=1e-3, rank=4),
     Preset(
         "cpu", "smollm2-135m", "smollm2", "float32", 3, rollout=Decoding(1, 8, 512, 64),
-        sft=Sft(4, 512, 64, 6, 1, 1), grpo=Grpo(Decoding(1, 8, 512, 64), 1, 8), recommend=Decoding(8, 1, 512, 64),
-        tolerance=1e-3),
+        sft=Sft(4, 512, 64, 6, 1, (1, 2)), grpo=Grpo(Decoding(1, 8, 512, 64), 1, (1, 2, 8)),
+        recommend=Decoding(8, 1, 512, 64), tolerance=1e-3),
     Preset(
         "gpu-135m", "random-135m", "smollm2", "bfloat16", 5, rollout=Decoding(16, 8, 1024, 256),
-        sft=Sft(16, 768, 256, 32, 8, 16), grpo=Grpo(Decoding(8, 8, 1024, 256), 8, 64),
+        sft=Sft(16, 768, 256, 32, 8, (8, 16)), grpo=Grpo(Decoding(8, 8, 1024, 256), 8, (16, 64)),
         recommend=Decoding(64, 1, 1024, 256), tolerance=5e-2),
     Preset(
         "gpu-8b", "random-8b", "llama3", "bfloat16", 3, rollout=Decoding(16, 8, 1024, 256),
-        sft=Sft(16, 768, 256, 16, 4, 4), grpo=Grpo(Decoding(8, 8, 1024, 256), 1, 4),
+        sft=Sft(16, 768, 256, 16, 4, (4, 8)), grpo=Grpo(Decoding(8, 8, 1024, 256), 1, (4, 8)),
         recommend=Decoding(64, 1, 1024, 256), tolerance=5e-2),
 )}
 

@@ -1,12 +1,13 @@
 """The PyTorch side: transformers, peft and trl on the same weights, at the best settings that they document.
 
-sdpa attention, KV cache, batched, all cores, no gradient checkpointing, LoRA attached, fused AdamW on a GPU; padding
-is kept small by sorting the examples of an update by length. torch, peft and trl are imported here alone, when a
-:class:`PyTorch` is made.
+sdpa attention, KV cache, batched, all cores, no gradient checkpointing, LoRA attached, fused AdamW and autocast on a
+GPU; padding is kept small by sorting the examples of an update by length, and of several sizes of a pass the fastest is
+taken. torch, peft and trl are imported here alone, when a :class:`PyTorch` is made.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ import numpy as np
 
 from r2rec_jax.bench.inputs import Pair, equal_pairs, mixed_pairs, prompts, trained_throughout
 from r2rec_jax.bench.presets import SEED, TEMPERATURE, TOP_P, Preset
-from r2rec_jax.bench.timing import Work, best, peak_host_gb, timed
+from r2rec_jax.bench.timing import Work, best, forget_peak_host, peak_host_gb, timed
 from r2rec_jax.bench.works import DRAWN, Draw
+from r2rec_jax.progress import say
 
 LR = 1e-5
 MAX_GRAD_NORM = 1.0
@@ -47,6 +49,16 @@ class PyTorch:
         torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         torch.manual_seed(SEED)
         self._model: Any = None
+        self.tried: dict[str, float | None] = {}
+
+    def precision(self) -> Any:
+        """What training and drawing run under: peft keeps adapters in float32, and under autocast alone multiplies
+        them in the backbone's dtype."""
+        return self.torch.autocast(self.device, self.dtype, enabled=self.dtype != self.torch.float32)
+
+    def kind(self) -> str:
+        """Kind of device."""
+        return "gpu" if self.on_gpu else "cpu"
 
     @property
     def model(self) -> Any:
@@ -81,7 +93,7 @@ class PyTorch:
         def draw(new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
             self.model.eval()
             self.model.generation_config.eos_token_id = None  # exactly T tokens
-            with torch.inference_mode():
+            with torch.inference_mode(), self.precision():
                 out = self.model.generate(
                     input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=TEMPERATURE,
                     top_p=TOP_P, top_k=0, max_new_tokens=new_tokens, num_return_sequences=shape.group,
@@ -96,23 +108,58 @@ class PyTorch:
         return draw
 
     def work(self, name: str) -> Work:
-        """The named work, warmed up where there is a GPU (a CPU has nothing to compile, and a step takes minutes)."""
+        """The named work, run once; of training, with the size of a pass that was the fastest."""
         made: Work
         if name in DRAWN:
             made = DRAWN[name](self.drawing(name), getattr(self.preset, name).new_tokens)
-        elif name == "grpo":
-            from r2rec_jax.bench.trl_step import GrpoWork
-
-            made = GrpoWork(self)
         else:
-            made = SftWork(self)
-        if self.on_gpu or name != "grpo":
-            made.step()
+            made = self._training(name, self._fastest(name))
+        made.step()
         return made
 
-    def compilation(self) -> dict[str, float]:
-        """Nothing is compiled."""
-        return {"compile_s": 0.0}
+    def _training(self, name: str, micro: int) -> Work:
+        if name == "sft":
+            return SftWork(self, micro)
+        from r2rec_jax.bench.trl_step import GrpoWork
+
+        return GrpoWork(self, micro)
+
+    def _fastest(self, name: str) -> int:
+        """The size of a pass whose second step was the shortest; one that does not fit is left out.
+
+        Raises:
+            RuntimeError: none fits.
+        """
+        sizes = getattr(self.preset, name).pytorch_micro
+        if len(sizes) == 1:
+            return sizes[0]
+        found: dict[int, float] = {}
+        for size in sizes:
+            try:
+                made = self._training(name, size)
+                made.step()
+                found[size], _ = timed(made.step)
+            except self.torch.OutOfMemoryError:
+                say(f"{name}, PyTorch: passes of {size} do not fit in the memory")
+            else:
+                say(f"{name}, PyTorch: {found[size]:.3f} s with passes of {size}")
+            made = self._model = None
+            self._forget()
+        self.tried = {str(size): found.get(size) for size in sizes}
+        if not found:
+            raise RuntimeError(f"{name} needs smaller passes: none of {sizes} fits in the memory")
+        return min(found, key=lambda size: found[size])
+
+    def _forget(self) -> None:
+        gc.collect()
+        if self.on_gpu:
+            self.torch.cuda.empty_cache()
+            self.torch.cuda.reset_peak_memory_stats()
+        forget_peak_host()
+
+    def compilation(self) -> dict[str, Any]:
+        """Nothing is compiled; seconds of a step by the size of a pass, None where it did not fit."""
+        return {"compile_s": 0.0, "tried_pass_seconds": self.tried} if self.tried else {"compile_s": 0.0}
 
     def load(self) -> dict[str, float]:
         """Seconds from safetensors to a model and an adapter on the device, every page of them read."""
@@ -156,7 +203,7 @@ class PyTorch:
         """Teacher-forced log-probabilities [P, G, T] of completions of the rollout's prompts."""
         torch, shape = self.torch, self.preset.rollout
         out = []
-        with torch.no_grad():
+        with torch.no_grad(), self.precision():
             for prompt, group in zip(prompts(shape, self.vocab, "rollout"), tokens, strict=True):
                 ids = torch.tensor(np.concatenate([np.tile(prompt, (len(group), 1)), group], axis=1)).to(self.device)
                 logits = self.model(input_ids=ids, logits_to_keep=shape.new_tokens + 1, use_cache=False).logits
@@ -166,17 +213,17 @@ class PyTorch:
 
     def sft_loss(self) -> float:
         """Loss of the update at equal lengths, nats a trained token."""
-        pairs, work = equal_pairs(self.preset, self.vocab), SftWork(self)
+        pairs, work = equal_pairs(self.preset, self.vocab), SftWork(self, self.preset.sft.pytorch_micro[0])
         total = sum(len(pair.completion) for pair in pairs)
         with self.torch.no_grad():
             return sum(float(work.loss(part, total)) for part in work.passes(pairs))
 
 
 class SftWork:
-    """Whole updates of a plain loop: padding, passes, clipping, optimiser."""
+    """Whole updates of a plain loop: padding, passes of ``micro`` examples, clipping, optimiser."""
 
-    def __init__(self, side: PyTorch) -> None:
-        self.side, torch = side, side.torch
+    def __init__(self, side: PyTorch, micro: int) -> None:
+        self.side, self.micro, torch = side, micro, side.torch
         equal = equal_pairs(side.preset, side.vocab)
         self.data = {"equal": equal, "throughout": trained_throughout(equal),
                      "mixed": mixed_pairs(side.preset, side.vocab)}
@@ -184,9 +231,9 @@ class SftWork:
         self.optimizer = torch.optim.AdamW(self.trained, lr=LR, weight_decay=0.0, fused=side.on_gpu)
 
     def passes(self, pairs: Sequence[Pair]) -> list[list[Pair]]:
-        """Passes of ``pytorch_micro`` examples, longest first, so that little is padded."""
-        ordered, size = sorted(pairs, key=lambda pair: -pair.length), self.side.preset.sft.pytorch_micro
-        return [ordered[i:i + size] for i in range(0, len(ordered), size)]
+        """Passes, longest examples first, so that little is padded."""
+        ordered = sorted(pairs, key=lambda pair: -pair.length)
+        return [ordered[i:i + self.micro] for i in range(0, len(ordered), self.micro)]
 
     def loss(self, pairs: Sequence[Pair], total: int) -> Any:
         """The pass's share of the mean over the ``total`` trained tokens of the update."""
@@ -200,7 +247,8 @@ class SftWork:
         if real.all():
             del given["attention_mask"]
         tensors = {name: torch.from_numpy(x).to(self.side.device) for name, x in given.items()}
-        return self.side.model(**tensors, num_items_in_batch=total, use_cache=False).loss
+        with self.side.precision():
+            return self.side.model(**tensors, num_items_in_batch=total, use_cache=False).loss
 
     def _update(self, pairs: Sequence[Pair]) -> None:
         self.side.model.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,16 +28,16 @@ def run_works(preset: Preset, works: Sequence[str], folder: Path, cache_dir: str
         The result file's contents.
 
     Raises:
-        ValueError: ``out`` holds another preset's results.
-        RuntimeError: a side failed, or the two disagree in their numbers.
+        ValueError: ``out`` holds results of another preset, or of other weights or sizes.
+        RuntimeError: a side failed, the two are on different devices, or they disagree in their numbers.
     """
-    earlier = read_json(out, "move it away") if out.is_file() else None
-    if earlier is not None and earlier.get("settings", {}).get("name") != preset.name:
-        raise ValueError(f"{out} must hold results of preset {preset.name!r}; it does not; give another --json")
+    earlier = read_json(out, "move it away") if out.is_file() else {}
+    check_earlier(earlier, preset, works, out)
     say(", ".join(f"{name} {found}" for name, found in packages.items()))
     with Worker("ours", preset, folder, cache_dir) as ours:
         ours.ask("export")
-    result: dict[str, Any] = earlier or {}
+        check_devices(ours, preset, folder, cache_dir)
+    result: dict[str, Any] = earlier
     for work in works:
         say(f"{work}: started")
         measured = measure(work, preset, folder, cache_dir)
@@ -44,6 +45,35 @@ def run_works(preset: Preset, works: Sequence[str], folder: Path, cache_dir: str
         write_json(out, result)
     say(f"written to {out}")
     return result
+
+
+def check_earlier(earlier: Mapping[str, Any], preset: Preset, works: Sequence[str], out: Path) -> None:
+    """Rows that stay must be of the same settings: all but the repeats, and but the sizes of works measured anew.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not earlier:
+        return
+    wanted = {name: value for name, value in json.loads(json.dumps(preset.settings())).items()
+              if name not in ("repeats", *works)}
+    found = earlier.get("settings", {})
+    if other := [name for name, value in wanted.items() if found.get(name) != value]:
+        raise ValueError(f"{out} must hold results of preset {preset.name!r} as it is now; its {', '.join(other)} "
+                         "differ; measure with --works all, or give another --json")
+
+
+def check_devices(ours: Worker, preset: Preset, folder: Path, cache_dir: str) -> None:
+    """Both sides must be on one kind of device.
+
+    Raises:
+        RuntimeError: they are not.
+    """
+    with Worker("pytorch", preset, folder, cache_dir) as pytorch:
+        kinds = ours.ask("kind"), pytorch.ask("kind")
+    if kinds[0] != kinds[1]:
+        raise RuntimeError(f"both sides must be on one kind of device; jax is on {kinds[0]}, PyTorch on {kinds[1]}; "
+                           "install the other's build for it, or set JAX_PLATFORMS=cpu or CUDA_VISIBLE_DEVICES=")
 
 
 def merge(earlier: Mapping[str, Any], preset: Preset, work: str, rows: Sequence[dict[str, Any]],

@@ -36,10 +36,10 @@ def even_share(completions: Sequence[str], **columns: Any) -> list[float | None]
 
 
 class GrpoWork:
-    """A trainer that is asked for one step at a time."""
+    """A trainer with passes of ``micro`` completions that is asked for one step at a time."""
 
-    def __init__(self, side: PyTorch) -> None:
-        self.side, self.shape = side, side.preset.grpo.decoding
+    def __init__(self, side: PyTorch, micro: int) -> None:
+        self.side, self.shape, self.micro = side, side.preset.grpo.decoding, micro
         self.end_id = 2
         self.tokenizer = word_tokenizer(side.vocab, self.end_id)
         self.folder = tempfile.TemporaryDirectory()
@@ -51,7 +51,7 @@ class GrpoWork:
         from trl.trainer.grpo_config import GRPOConfig
         from trl.trainer.grpo_trainer import GRPOTrainer
 
-        side, shape, micro = self.side, self.shape, self.side.preset.grpo.pytorch_micro
+        side, shape, micro = self.side, self.shape, self.micro
         side.model.generation_config.eos_token_id = self.end_id
         settings = GRPOConfig(
             output_dir=self.folder.name, per_device_train_batch_size=micro,

@@ -59,6 +59,60 @@ def test_another_adapter_is_seen_by_the_comparison(sides) -> None:
         ours._loaded = backbone, lora
 
 
+def test_the_scratch_folder_of_other_weights_is_refused(sides) -> None:
+    from dataclasses import replace
+
+    from r2rec_jax.bench.ours import Ours
+
+    _, _, folder = sides
+    with pytest.raises(ValueError, match="give another --scratch"):
+        Ours(replace(PRESET, rank=8), folder, "~/.cache/r2rec_jax").export()
+
+
+def test_in_bfloat16_pytorch_multiplies_adapters_in_bfloat16(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from r2rec_jax.bench.ours import Ours
+    from r2rec_jax.bench.pytorch import PyTorch, SftWork
+
+    preset = replace(PRESET, dtype="bfloat16")
+    Ours(preset, tmp_path, "~/.cache/r2rec_jax").export()
+    side, seen = PyTorch(preset, tmp_path), []
+    adapter = next(module for name, module in side.model.named_modules() if name.endswith("q_proj.lora_A.default"))
+    assert adapter.weight.dtype == side.torch.float32
+    adapter.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    SftWork(side, 2).step()
+    side.drawing("rollout")(2)
+    assert set(seen) == {side.torch.bfloat16}
+
+
+def test_two_kinds_of_device_are_refused(sides, monkeypatch: pytest.MonkeyPatch) -> None:
+    from r2rec_jax.bench import report
+
+    ours, pytorch, folder = sides
+    assert ours.kind() == pytorch.kind() == "cpu"
+
+    class OnGpu:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def __enter__(self) -> OnGpu:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def ask(self, op: str) -> str:
+            return "gpu"
+
+    monkeypatch.setattr(report, "Worker", OnGpu)
+    report.check_devices(OnGpu(), PRESET, folder, "")  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(OnGpu, "ask", lambda self, op: next(kinds))
+    kinds = iter(("gpu", "cpu"))
+    with pytest.raises(RuntimeError, match="jax is on gpu, PyTorch on cpu"):
+        report.check_devices(OnGpu(), PRESET, folder, "")  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("work", ["rollout", "sft", "recommend"])
 def test_every_work_times_the_same_phases_on_both_sides(sides, work: str) -> None:
     ours, pytorch, _ = sides
@@ -74,6 +128,7 @@ def test_a_grpo_step_of_trl_has_our_phases(sides) -> None:
     ours, pytorch, _ = sides
     first, second = ours.work("grpo").step(), pytorch.work("grpo").step()
     assert first.keys() == second.keys()
+    assert pytorch.tried.keys() == {"1", "4"} and min(pytorch.tried.values()) > 0, "passes of both sizes were tried"
     for laps in (first, second):
         parts = sum(laps[f"{phase}_seconds"] for phase in ("rollout", "reward", "reference", "update"))
         assert parts == pytest.approx(laps["seconds"], rel=1e-6) and min(laps.values()) >= 0
