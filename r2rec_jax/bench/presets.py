@@ -120,7 +120,7 @@ PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in (
         tolerance=1e-3, rank=4),
     Preset(
         "cpu", "smollm2-135m", "smollm2", "float32", 3, rollout=Decoding(1, 8, 512, 64),
-        sft=Sft(4, 512, 64, 6, 1, (1, 2)), grpo=Grpo(Decoding(1, 8, 512, 64), 1, (1, 2, 8)),
+        sft=Sft(4, 512, 64, 6, 1, (1, 2)), grpo=Grpo(Decoding(1, 8, 512, 64), 1, (1, 8)),
         recommend=Decoding(8, 1, 512, 64), tolerance=1e-3),
     Preset(
         "gpu-135m", "random-135m", "smollm2", "bfloat16", 5, rollout=Decoding(16, 8, 1024, 256),

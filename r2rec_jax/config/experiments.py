@@ -73,6 +73,11 @@ class Experiment:
         check(not self.headline or self.against is None, where + "against", "null for a headline", self.against,
               "the main table has tests of its own")
 
+    @property
+    def changes_grpo_alone(self) -> bool:
+        """Whether SFT, and all that is before it, is that of the list's configuration."""
+        return {name.partition(".")[0] for name in self.set} <= {"grpo", "rewards"}
+
 
 @dataclass(frozen=True)
 class ExperimentList:

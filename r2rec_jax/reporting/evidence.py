@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from r2rec_jax.evaluation.comparison import ALPHA
 from r2rec_jax.reporting.cells import interval, mean_spread, spread, table
 from r2rec_jax.reporting.comparison import listed, position_rates, position_stretches, probability
-from r2rec_jax.reporting.overview import overview
+from r2rec_jax.reporting.overview import main_rows, overview, role
 
 Entry = Mapping[str, Any]
 
@@ -125,15 +125,20 @@ def run_table(found: Entry) -> str:
 
 
 def result_table(rows: Sequence[Entry], *, by_experiment: bool = False) -> str:
-    """Systems, mean ± standard deviation over seeds; the best of each metric is bold."""
+    """Systems, mean ± standard deviation over seeds; of those on the same queries the best of each metric is bold."""
     groups: dict[tuple[str, ...], list[Entry]] = {}
     for row in rows:
         key = (row["experiment"], row["system"], row["negatives"], row["split"])
         groups.setdefault(key, []).append(row)
-    best = {name: max(_mean(own, name) for own in groups.values()) for name in METRICS}
+    same: dict[tuple[Any, ...], list[Sequence[Entry]]] = {}
+    for own in groups.values():
+        same.setdefault(_queries(own), []).append(own)
     lines = []
     for (experiment, system, negatives, split), own in groups.items():
-        cells = [spread(own, name, bold=_mean(own, name) >= best[name] - 1e-12) for name in METRICS]
+        others = same[_queries(own)]
+        cells = [spread(own, name, bold=len(others) > 1
+                        and _mean(own, name) >= max(_mean(other, name) for other in others) - 1e-12)
+                 for name in METRICS]
         written = [row for row in own if row["method"] == "generate"]
         cells += [spread(written, name, ".1f" if name == "tokens_per_answer" else ".3f") for name in RATES]
         users = sorted({row["users"] for row in own})
@@ -144,6 +149,12 @@ def result_table(rows: Sequence[Entry], *, by_experiment: bool = False) -> str:
     head = [*(["experiment"] if by_experiment else []), "system", *METRICS.values(), *RATES.values(), "negatives",
             "split", "seeds", "users a seed"]
     return table(head, lines, right=len(head) - 1 - by_experiment)
+
+
+def _queries(rows: Sequence[Entry]) -> tuple[Any, ...]:
+    """What must be equal for rows to be of the same queries."""
+    return tuple(sorted({(row["dataset"], row["negatives"], row["split"], row["users"], row.get("split_seed"))
+                         for row in rows}, key=str))
 
 
 def test_table(tests: Sequence[Entry], *, by_experiment: bool = False) -> str:
@@ -168,10 +179,10 @@ def ratio_line(found: Entry) -> str:
     """The paper's headline: how many times the base's HitRatio@1; nothing of a base that cannot answer."""
     lines = []
     for test in found["significance"]:
-        base = test["minus"] in ("base", "pretrained", "base-likelihood", "pretrained-likelihood")
+        base = role(test["minus"]) in ("base", "pretrained", "base-likelihood", "pretrained-likelihood")
         if test["metric"] == "hr@1" and base and test["system"] == "sft+grpo":
-            rates = [row["valid_rate"] for row in found["rows"] if row["headline"] and row["chains"] == "own"
-                     and row["system"] == test["minus"] and row["method"] == "generate"]
+            rates = [row["valid_rate"] for row in main_rows(found)
+                     if row["system"] == test["minus"] and row["method"] == "generate"]
             if not test["mean_minus"] or (rates and np.mean(rates) < READABLE):
                 lines.append(f"{test['minus']} writes hardly an answer that can be read, so a multiple of its"
                              " HitRatio@1 means nothing")

@@ -32,7 +32,7 @@ def overview(lists: Sequence[Entry]) -> str:
     prose = ("HitRatio@1 on test queries, mean ± standard deviation over seeds; in brackets p after Holm's correction "
              "over the main table's tests on HitRatio@1. **before**: pretrained where the recipe has that, else base. "
              "Data, negatives and split stand with each list below.")
-    return "\n\n".join([prose, table(HEAD, [_line(found) for found in lists if _main(found)], right=len(HEAD) - 1)])
+    return "\n\n".join([prose, table(HEAD, [_line(found) for found in lists if main_rows(found)], right=len(HEAD) - 1)])
 
 
 def anchor(heading: str) -> str:
@@ -40,15 +40,27 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def _main(found: Entry) -> list[Entry]:
-    return [row for row in found["rows"] if row["headline"] and row["chains"] == "own"]
+def main_rows(found: Entry) -> list[Entry]:
+    """Rows that the main table's tests are of: each system's of the first headline experiment that has it."""
+    rows = [row for row in found["rows"] if row["headline"] and row["chains"] == "own"]
+    order = [experiment["name"] for experiment in found["experiments"]]
+    rows.sort(key=lambda row: order.index(row["experiment"]) if row["experiment"] in order else len(order))
+    first: dict[str, str] = {}
+    return [row for row in rows if first.setdefault(row["system"], row["experiment"]) == row["experiment"]]
+
+
+def role(system: str) -> str:
+    """A system's name without how the words of a title were weighed: ``sft-likelihood-mean`` is an
+    ``sft-likelihood``."""
+    stem, likelihood, _ = system.partition("-likelihood")
+    return stem + likelihood
 
 
 def _line(found: Entry) -> list[str]:
-    rows = _main(found)
+    rows = main_rows(found)
     by_system: dict[str, list[Entry]] = {}
     for row in rows:
-        by_system.setdefault(row["system"], []).append(row)
+        by_system.setdefault(role(row["system"]), []).append(row)
     before = next((name for name in BEFORE if name in by_system), BEFORE[-1])
     systems = [*(before, *STEPS), *(f"{name}-likelihood" for name in (before, *STEPS)), "popularity"]
     return [f"[{found['title']}](#{anchor(found['title'])})", listed(sorted({row["users"] for row in rows})),

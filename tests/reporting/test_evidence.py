@@ -75,7 +75,7 @@ def test_the_report_holds_what_the_file_holds(found: dict[str, Any]) -> None:
                  "seeds 0, 1 together"):
         assert part in text, part
     search = text.split("### Searches, judged on validation queries")[1]
-    assert "| search | sft | **0.700**" in search and "last-positive-but-one" in search
+    assert "| search | sft | 0.700" in search and "last-positive-but-one" in search
     assert "0.700" not in text.split("### Searches")[0], "a search stands in no other table"
 
 
@@ -98,13 +98,37 @@ def test_the_overview_has_a_line_a_list(found: dict[str, Any]) -> None:
     assert "](#a-title)" in evidence_report([(found, "", {"rewards": "r", "hits": "h"})])
 
 
+def test_of_two_headlines_with_one_system_the_first_is_told(found: dict[str, Any]) -> None:
+    second = [row("sft+grpo", seed, 0.9, experiment="second") for seed in (0, 1)]
+    both = found | {"rows": [*second, *found["rows"]],
+                    "experiments": [*found["experiments"], {"name": "second", "why": "", "set": {}}]}
+    assert overview([both]) == overview([found]) and "0.900" not in overview([both])
+
+
+def test_a_mean_likelihood_is_a_likelihood(found: dict[str, Any]) -> None:
+    likely = [row(f"{name}-likelihood-mean", 0, rate, method="likelihood")
+              for name, rate in (("base", 0.2), ("sft", 0.3))]
+    line = overview([found | {"rows": [*found["rows"], *likely]}]).splitlines()[-1]
+    assert "| 0.200 | 0.300 | - | - |" in line
+    test = found["significance"][0] | {"minus": "base-likelihood-mean"}
+    assert "times the HitRatio@1 of base-likelihood-mean" in ratio_line(found | {"significance": [test]})
+
+
+def test_the_best_is_bold_among_rows_of_the_same_queries_only() -> None:
+    rows = [row("sft", 0, 0.3), row("sft+grpo", 0, 0.2), row("sft", 0, 0.5, experiment="few", users=60),
+            row("sft", 0, 0.4, experiment="hard", negatives="popularity"),
+            row("sft+grpo", 0, 0.6, experiment="hard", negatives="popularity")]
+    lines = result_table(rows, by_experiment=True).splitlines()[2:]
+    assert [("**0." in line.split("|")[3]) for line in lines] == [True, False, False, False, True]
+
+
 def test_experiments_outside_the_main_table_have_tests_of_their_own(found: dict[str, Any]) -> None:
     plots = {"rewards": "r.png", "hits": "h.png"}
     drawn = row("sft+grpo", 0, 0.3, experiment="drawn", headline=False)
     test = found["significance"][0] | {"system": "sft+grpo", "minus": "sft", "experiments": ["drawn", "drawn"]}
     text = evidence_report([(found | {"rows": [*found["rows"], drawn], "variants": [test]}, "", plots)])
     others = text.split("### Other experiments")[1].split("### Searches")[0]
-    assert "| drawn | sft+grpo | **0.300**" in others and "| drawn | sft+grpo minus sft | HitRatio@1 |" in others
+    assert "| drawn | sft+grpo | 0.300" in others and "| drawn | sft+grpo minus sft | HitRatio@1 |" in others
     assert "sft+grpo minus sft" not in text.split("## A title")[1].split("### Other experiments")[0]
     assert "minus sft of" not in others, "the same experiment needs no name"
     main = test | {"minus": "sft+grpo", "experiments": ["drawn", "main"], "p_holm": 0.06}

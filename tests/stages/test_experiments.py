@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from r2rec_jax.config import TrainConfig
+from r2rec_jax.config.experiments import Experiment
 from r2rec_jax.evaluation.ranking import MISS
 from r2rec_jax.evaluation.ranks import RankRecord
 from r2rec_jax.evaluation.significance import holm, paired_bootstrap
@@ -301,6 +302,26 @@ def test_an_experiment_outside_the_main_table_is_tested_within_itself_or_against
     found = compared_variants(pool)
     pool.add(None, "other negatives", "sft", "own", "test", 0, records(0.9, seed=4))
     assert compared_variants(pool) == found, "nothing is subtracted where the candidates differ"
+
+
+def test_grpo_with_other_settings_is_held_against_the_sft_that_it_started_from() -> None:
+    pool = Pool(continued={"longer"})
+    for seed in (0, 1):
+        for system, skill in (("sft", 0.5), ("base-likelihood", 0.3), ("base", 0.2)):
+            pool.add("main", "main", system, "own", "test", seed, records(skill, seed))
+        for experiment in ("longer", "other sft"):
+            pool.add(None, experiment, "sft+grpo", "own", "test", seed, records(0.9, seed))
+    found = [(t["experiments"], t["minus"]) for t in compared_variants(pool)[::4]]
+    assert found == [(["longer", "main"], "sft"), (["longer", "main"], "base")]
+    first = compared_variants(pool)[0]
+    assert first["mean_minus"] == np.mean([r.rank == 1 for seed in (0, 1) for r in records(0.5, seed)])
+
+
+@pytest.mark.parametrize(("changes", "shared"), [
+    ({"grpo.steps": 9, "rewards.true_weight": 1.0}, True), ({}, True), ({"sft.epochs": 2, "grpo.steps": 9}, False),
+    ({"evaluate.answers": 4}, False)])
+def test_what_changes_grpo_alone(changes: dict, shared: bool) -> None:
+    assert Experiment("longer", set=changes).changes_grpo_alone is shared
 
 
 def test_searches_are_held_against_the_first_of_them() -> None:

@@ -82,8 +82,10 @@ def gather(asked: ExperimentList, trials: Sequence[Trial], baselines: Sequence[T
     if not found:
         return None
     classical = _classical(asked, found, baselines)
-    rows = [entry.row for entry in found] + [row for row, _, _ in classical]
-    pool = Pool({experiment.name: experiment.against for experiment in asked.experiments if experiment.against})
+    once = {(row["system"], row["split_seed"]): row for row, _, _ in reversed(classical)}  # one training is one row
+    rows = [*(entry.row for entry in found), *reversed(once.values())]
+    pool = Pool({experiment.name: experiment.against for experiment in asked.experiments if experiment.against},
+                {experiment.name for experiment in asked.experiments if experiment.changes_grpo_alone})
     for entry in found:
         pool.add(entry.trial.name if entry.trial.experiment.headline else None, entry.trial.name, entry.system,
                  entry.exam["chains"], entry.trial.experiment.split, entry.trial.seed, entry.records, entry.first)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +23,9 @@ trained its backbone, else ``base``. The last four are for a pretrained backbone
 
 CLASSICAL = ("popularity",)
 """Of :data:`PAIRS`, the systems that no setting of an experiment changes."""
+
+BEFORE_GRPO = ("sft", "pretrained", "base")
+"""Those that no setting of GRPO and its rewards changes."""
 
 METRICS = ("hr@1", "hr@3", "ndcg@3", "first@1")
 """``first@1`` counts an answer whose first line is the target; the others skip lines that are no candidates."""
@@ -69,10 +72,12 @@ class Pool:
 
     Args:
         against: of experiments that name one, the experiment that they are tested against.
+        continued: experiments that change GRPO alone, so that the main table's systems before it are their own.
     """
 
-    def __init__(self, against: Mapping[str, str] | None = None) -> None:
+    def __init__(self, against: Mapping[str, str] | None = None, continued: Container[str] = ()) -> None:
         self._against = against or {}
+        self._continued = continued
         self._entries: dict[tuple[str, str, str], Pooled] = {}
         self._searches: dict[tuple[str, str, str], Pooled] = {}
         self._headlines: list[str] = []
@@ -122,6 +127,12 @@ class Pool:
             return self.main()
         return {system: entry for (name, system, chains), entry in self._entries.items()
                 if name == named and chains == "own"}
+
+    def before(self, experiment: str) -> dict[str, Pooled]:
+        """system -> its entry of the main table, of those that an experiment outside it has nothing to do with or that
+        its GRPO started from."""
+        shared = (*CLASSICAL, *(BEFORE_GRPO if experiment in self._continued else ()))
+        return {system: entry for system, entry in self.main().items() if system in shared}
 
     def searches(self) -> list[tuple[Pooled, Pooled]]:
         """(one, what it is held against) of the systems judged on validation queries: the experiment that it names, or
@@ -207,14 +218,14 @@ def compared(pool: Pool) -> list[dict[str, Any]]:
 
 def compared_variants(pool: Pool) -> list[dict[str, Any]]:
     """Experiments outside the main table: :data:`PAIRS` within each, its systems against the same ones of
-    the experiment that it names or else of the main table, and against the classical models. Pairs with other
-    candidates are left out."""
-    main, found = _by_role(pool.main()), list[list[dict[str, Any]]]()
+    the experiment that it names or else of the main table, and against those of the main table that it shares. Pairs
+    with other candidates are left out."""
+    found = list[list[dict[str, Any]]]()
     for experiment, entries in pool.variants().items():
-        own, other = _by_role(entries), _by_role(pool.reference(experiment))
+        own, other, before = (_by_role(part) for part in (entries, pool.reference(experiment), pool.before(experiment)))
         pairs = [(own[a], own[b]) for a, b in PAIRS if a in own and b in own]
         pairs += [(own[name], other[name]) for name in own if name in other and not name.startswith("pretrained")]
-        pairs += [(own[a], main[b]) for a, b in PAIRS if a in own and b in main and b in CLASSICAL]
+        pairs += [(own[a], before[b]) for a, b in PAIRS if a in own and b in before and b not in own]
         found += paired(pairs, strict=False)
     return _corrected(found)
 
