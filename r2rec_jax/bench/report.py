@@ -48,7 +48,8 @@ def run_works(preset: Preset, works: Sequence[str], folder: Path, cache_dir: str
 
 
 def check_earlier(earlier: Mapping[str, Any], preset: Preset, works: Sequence[str], out: Path) -> None:
-    """Rows that stay must be of the same settings: all but the repeats, and but the sizes of works measured anew.
+    """Rows that stay must be of this machine and of the same settings: all but the repeats, and but the sizes of works
+    measured anew.
 
     Raises:
         ValueError: they are not.
@@ -61,6 +62,13 @@ def check_earlier(earlier: Mapping[str, Any], preset: Preset, works: Sequence[st
     if other := [name for name, value in wanted.items() if found.get(name) != value]:
         raise ValueError(f"{out} must hold results of preset {preset.name!r} as it is now; its {', '.join(other)} "
                          "differ; measure with --works all, or give another --json")
+    here = provenance()["hardware"]
+    elsewhere = {work: run["hardware"] for work, run in earlier["runs"].items()
+                 if work not in works and run["hardware"] != here}
+    if elsewhere:
+        raise ValueError(f"{out} must hold results of this machine, {here}; its {', '.join(elsewhere)} are of "
+                         f"{', '.join(dict.fromkeys(elsewhere.values()))}; measure with --works all, or give another "
+                         "--json")
 
 
 def check_devices(ours: Worker, preset: Preset, folder: Path, cache_dir: str) -> None:

@@ -16,6 +16,7 @@ from r2rec_jax.bench.presets import PRESETS, SHAPES, WORKS, Decoding, preset_nam
 from r2rec_jax.bench.projection import project
 from r2rec_jax.bench.report import check_earlier, merge
 from r2rec_jax.bench.timing import spread
+from r2rec_jax.evaluation.tables import provenance
 from r2rec_jax.stages.cli import BadInput
 
 ONE_LAYER = {"hidden_size": 4, "intermediate_size": 6, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -123,7 +124,8 @@ def test_the_projection_is_its_arithmetic() -> None:
 
 def test_rows_that_stay_must_be_of_the_same_weights_and_sizes(tmp_path: Path) -> None:
     preset = PRESETS["smoke"]
-    kept = {"settings": json.loads(json.dumps(preset.settings()))}
+    kept = {"settings": json.loads(json.dumps(preset.settings())),
+            "runs": {"load": {"hardware": provenance()["hardware"]}}}
     check_earlier({}, preset, ("sft",), tmp_path)
     check_earlier(kept, replace(preset, repeats=9), ("sft",), tmp_path)
     other = replace(preset, sft=replace(preset.sft, pytorch_micro=(1, 2)))
@@ -132,6 +134,10 @@ def test_rows_that_stay_must_be_of_the_same_weights_and_sizes(tmp_path: Path) ->
         check_earlier(kept, other, ("grpo",), tmp_path)
     with pytest.raises(ValueError, match="its backbone differ"):
         check_earlier(kept, replace(preset, backbone="/weights"), WORKS, tmp_path)
+    other_machine = kept | {"runs": kept["runs"] | {"load": {"hardware": "a GPU"}}}
+    check_earlier(other_machine, preset, ("sft", "load"), tmp_path)  # nothing of it stays
+    with pytest.raises(ValueError, match="its load are of a GPU"):
+        check_earlier(other_machine, preset, ("sft",), tmp_path)
 
 
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
