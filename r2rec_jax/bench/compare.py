@@ -91,7 +91,7 @@ def measure(work: str, preset: Preset, folder: Path, cache_dir: str) -> Measured
         if work == "numerics":
             return Measured(_numerics(preset, workers, folder), {})
         notes: dict[str, Any] = {"warm": {}}
-        for side in SIDES:
+        for side in SIDES[::-1]:  # PyTorch first: its sizes are tried while an accelerator's memory is its own
             notes["warm"][side] = workers[side].ask("warm", work=work)
         samples: dict[Side, list[dict[str, float]]] = {"ours": [], "pytorch": []}
         for repeat in range(preset.repeats):

@@ -59,6 +59,8 @@ from r2rec_jax.training.updates import Updates
 LR = 1e-5
 MADE = "made.json"
 """Of which weights the scratch folder was made."""
+STARTED = {"whole": False}
+"""Stands in :data:`MADE` until the folder is whole."""
 
 
 class Ours:
@@ -93,12 +95,20 @@ class Ours:
     def export(self) -> dict[str, float]:
         """Write the folder that both sides read: HF safetensors, and a PEFT adapter with both factors random."""
         made = {"backbone": self.preset.backbone, "dtype": self.preset.dtype, "rank": self.preset.rank}
+        folders = [self.folder / name for name in ("model", "adapter")]
         if (self.folder / MADE).is_file():
-            if (found := read_json(self.folder / MADE, "remove the folder")) != made:
+            found = read_json(self.folder / MADE, "remove the folder")
+            if found not in (made, made | STARTED):
                 raise ValueError(f"{self.folder} must hold {made}; it holds {found}; give another --scratch")
-            return {}
+            if found == made:
+                return {}
+            for folder in folders:  # what a stop left
+                shutil.rmtree(folder, ignore_errors=True)
+        elif any(folder.exists() for folder in folders):
+            raise ValueError(f"{self.folder} must have no model/ or adapter/ that the benchmark did not make; it has; "
+                             "give another --scratch")
+        write_json(self.folder / MADE, made | STARTED)
         backbone = self._source()
-        shutil.rmtree(self.folder / "model", ignore_errors=True)  # what a stop left
         save_merged(backbone, None, self.folder / "model")
         save_adapter(random_adapter(backbone.lora), self.lora_config, backbone, self.folder / "adapter")
         (self.folder / "adapter" / RECORD).unlink()  # weights made here have no hash that a loader could check

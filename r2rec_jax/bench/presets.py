@@ -36,7 +36,8 @@ class Sft:
         prompt_tokens, new_tokens: S and T of each of them.
         mixed: examples of an update of real lengths, half of them rankings and half thoughts.
         micro: rows of one of our passes.
-        pytorch_micro: examples of one of PyTorch's passes, sorted by length; of several sizes the fastest is taken.
+        pytorch_micro: examples of one of PyTorch's passes, sorted by length; of several sizes the fastest is taken for
+            each kind of data.
     """
 
     batch: int
@@ -124,11 +125,11 @@ PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in (
         recommend=Decoding(8, 1, 512, 64), tolerance=1e-3),
     Preset(
         "gpu-135m", "random-135m", "smollm2", "bfloat16", 5, rollout=Decoding(16, 8, 1024, 256),
-        sft=Sft(16, 768, 256, 32, 8, (8, 16)), grpo=Grpo(Decoding(8, 8, 1024, 256), 8, (16, 64)),
+        sft=Sft(16, 768, 256, 32, 8, (4, 8, 16)), grpo=Grpo(Decoding(8, 8, 1024, 256), 8, (8, 16, 64)),
         recommend=Decoding(64, 1, 1024, 256), tolerance=5e-2),
     Preset(
         "gpu-8b", "random-8b", "llama3", "bfloat16", 3, rollout=Decoding(16, 8, 1024, 256),
-        sft=Sft(16, 768, 256, 16, 4, (4, 8)), grpo=Grpo(Decoding(8, 8, 1024, 256), 1, (4, 8)),
+        sft=Sft(16, 768, 256, 16, 4, (1, 2, 4)), grpo=Grpo(Decoding(8, 8, 1024, 256), 1, (1, 2, 4)),
         recommend=Decoding(64, 1, 1024, 256), tolerance=5e-2),
 )}
 

@@ -22,7 +22,8 @@ def project(preset: Preset, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | 
     to that of a completion; references and updates to the tokens of a row.
 
     Returns:
-        Minutes by side and stage and the arithmetic as text; None when a work that is needed was not measured.
+        Minutes by side and stage and the arithmetic as text; None when a work that is needed was not measured, or
+        when reading the prompts would by its rate take longer than the whole did.
     """
     found = {(row["work"], row["metric"]): row for row in rows if row["preset"] == preset.name}
     needed = [("rollout", "prompt_tokens_per_s"), ("sft", "mixed_tokens_per_s"), ("recommend", "users_per_s"),
@@ -49,6 +50,8 @@ def project(preset: Preset, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | 
         single = 1 if side == "ours" else preset.rollout.group
         alone = _Answering(USERS / value["recommend", "users_per_s"], USERS * users.prompt_tokens / rate / single,
                            prompt / users.prompt_tokens, completion / users.new_tokens)
+        if any(part.reading >= part.measured for part in (grouped, alone)):
+            return None
         reward = value["grpo", "reward_seconds"] * completion / grpo.new_tokens
         step = grouped.seconds + reward + (value["grpo", "reference_seconds"] + value["grpo", "update_seconds"]) * row
         rl, evaluation = RL_PROMPTS / grpo.prompts * step, alone.seconds
@@ -65,7 +68,7 @@ def project(preset: Preset, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | 
 
 @dataclass(frozen=True)
 class _Answering:
-    """Measured seconds of answering, of which at most ``reading`` went into prompts, at other lengths."""
+    """Measured seconds of answering, of which ``reading`` went into prompts, at other lengths."""
 
     measured: float
     reading: float
@@ -73,14 +76,11 @@ class _Answering:
     completions: float
 
     @property
-    def _read(self) -> float:
-        return min(self.reading, self.measured)
-
-    @property
     def seconds(self) -> float:
-        return self._read * self.prompts + (self.measured - self._read) * self.completions
+        return self.reading * self.prompts + (self.measured - self.reading) * self.completions
 
     @property
     def arithmetic(self) -> str:
-        return (f"{self._read:.2f} s of prompts x {self.prompts:.2f} + {self.measured - self._read:.2f} s of tokens x "
+        tokens = self.measured - self.reading
+        return (f"{self.reading:.2f} s of prompts x {self.prompts:.2f} + {tokens:.2f} s of tokens x "
                 f"{self.completions:.2f}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from r2rec_jax.progress import say
 
 LR = 1e-5
 MAX_GRAD_NORM = 1.0
+SFT_KINDS = ("equal", "throughout", "mixed")
 IGNORED = -100
 """Label of a token that is not trained on."""
 
@@ -49,11 +50,11 @@ class PyTorch:
         torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         torch.manual_seed(SEED)
         self._model: Any = None
-        self.tried: dict[str, float | None] = {}
+        self.tried: dict[str, dict[str, float] | None] = {}
 
     def precision(self) -> Any:
-        """What training and drawing run under: peft keeps adapters in float32, and under autocast alone multiplies
-        them in the backbone's dtype."""
+        """What training and drawing run under: peft keeps adapters in float32, and autocast multiplies them in the
+        backbone's dtype."""
         return self.torch.autocast(self.device, self.dtype, enabled=self.dtype != self.torch.float32)
 
     def kind(self) -> str:
@@ -78,7 +79,11 @@ class PyTorch:
 
         base = AutoModelForCausalLM.from_pretrained(
             self.folder / "model", dtype=self.dtype, attn_implementation="sdpa", device_map={"": self.device})
-        return PeftModel.from_pretrained(base, str(self.folder / "adapter"), is_trainable=True)
+        model = PeftModel.from_pretrained(base, str(self.folder / "adapter"), is_trainable=True)
+        for module in model.modules():
+            if hasattr(module, "cast_input_dtype_enabled"):
+                module.cast_input_dtype_enabled = False  # else every adapter casts its input to float32 first
+        return model
 
     def wait(self) -> None:
         """Until the device has done everything."""
@@ -117,38 +122,41 @@ class PyTorch:
         made.step()
         return made
 
-    def _training(self, name: str, micro: int) -> Work:
+    def _training(self, name: str, micro: Mapping[str, int]) -> Work:
         if name == "sft":
             return SftWork(self, micro)
         from r2rec_jax.bench.trl_step import GrpoWork
 
-        return GrpoWork(self, micro)
+        return GrpoWork(self, micro[""])
 
-    def _fastest(self, name: str) -> int:
-        """The size of a pass whose second step was the shortest; one that does not fit is left out.
+    def _fastest(self, name: str) -> dict[str, int]:
+        """Kind of data (``""`` for GRPO) -> size of a pass whose second or third step was the shortest; sizes that do
+        not fit are left out.
 
         Raises:
             RuntimeError: none fits.
         """
-        sizes = getattr(self.preset, name).pytorch_micro
-        if len(sizes) == 1:
-            return sizes[0]
-        found: dict[int, float] = {}
-        for size in sizes:
-            try:
-                made = self._training(name, size)
-                made.step()
-                found[size], _ = timed(made.step)
-            except self.torch.OutOfMemoryError:
-                say(f"{name}, PyTorch: passes of {size} do not fit in the memory")
-            else:
-                say(f"{name}, PyTorch: {found[size]:.3f} s with passes of {size}")
-            made = self._model = None
+        sizes, kinds = getattr(self.preset, name).pytorch_micro, SFT_KINDS if name == "sft" else ("",)
+        for size in sizes if len(sizes) > 1 else ():
+            self.tried[str(size)] = self._tried(name, dict.fromkeys(kinds, size))
+            self._model = None
             self._forget()
-        self.tried = {str(size): found.get(size) for size in sizes}
-        if not found:
+            say(f"{name}, PyTorch, passes of {size}: {self.tried[str(size)] or 'do not fit in the memory'}")
+        found = {size: laps for size in sizes if (laps := self.tried.get(str(size))) is not None}
+        if self.tried and not found:
             raise RuntimeError(f"{name} needs smaller passes: none of {sizes} fits in the memory")
-        return min(found, key=lambda size: found[size])
+        return {kind: min(found, key=lambda size: found[size][_seconds(kind)]) if found else sizes[0] for kind in kinds}
+
+    def _tried(self, name: str, micro: Mapping[str, int]) -> dict[str, float] | None:
+        try:
+            made = self._training(name, micro)
+            made.step()
+            laps = [made.step() for _ in range(2)]
+        except RuntimeError as error:  # cuBLAS does not call it an OutOfMemoryError
+            if isinstance(error, self.torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error):
+                return None
+            raise
+        return {key: min(lap[key] for lap in laps) for key in laps[0]} | self.memory()
 
     def _forget(self) -> None:
         gc.collect()
@@ -158,8 +166,9 @@ class PyTorch:
         forget_peak_host()
 
     def compilation(self) -> dict[str, Any]:
-        """Nothing is compiled; seconds of a step by the size of a pass, None where it did not fit."""
-        return {"compile_s": 0.0, "tried_pass_seconds": self.tried} if self.tried else {"compile_s": 0.0}
+        """Nothing is compiled; the shorter of two steps and its peak by the size of a pass, None where it did not
+        fit."""
+        return {"compile_s": 0.0, "tried": self.tried} if self.tried else {"compile_s": 0.0}
 
     def load(self) -> dict[str, float]:
         """Seconds from safetensors to a model and an adapter on the device, every page of them read."""
@@ -213,16 +222,17 @@ class PyTorch:
 
     def sft_loss(self) -> float:
         """Loss of the update at equal lengths, nats a trained token."""
-        pairs, work = equal_pairs(self.preset, self.vocab), SftWork(self, self.preset.sft.pytorch_micro[0])
+        size = self.preset.sft.pytorch_micro[0]
+        pairs, work = equal_pairs(self.preset, self.vocab), SftWork(self, dict.fromkeys(SFT_KINDS, size))
         total = sum(len(pair.completion) for pair in pairs)
         with self.torch.no_grad():
-            return sum(float(work.loss(part, total)) for part in work.passes(pairs))
+            return sum(float(work.loss(part, total)) for part in work.passes(pairs, size))
 
 
 class SftWork:
-    """Whole updates of a plain loop: padding, passes of ``micro`` examples, clipping, optimiser."""
+    """Whole updates of a plain loop: padding, passes of ``micro[kind of data]`` examples, clipping, optimiser."""
 
-    def __init__(self, side: PyTorch, micro: int) -> None:
+    def __init__(self, side: PyTorch, micro: Mapping[str, int]) -> None:
         self.side, self.micro, torch = side, micro, side.torch
         equal = equal_pairs(side.preset, side.vocab)
         self.data = {"equal": equal, "throughout": trained_throughout(equal),
@@ -230,10 +240,10 @@ class SftWork:
         self.trained = [parameter for parameter in side.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=LR, weight_decay=0.0, fused=side.on_gpu)
 
-    def passes(self, pairs: Sequence[Pair]) -> list[list[Pair]]:
+    def passes(self, pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
         """Passes, longest examples first, so that little is padded."""
         ordered = sorted(pairs, key=lambda pair: -pair.length)
-        return [ordered[i:i + self.micro] for i in range(0, len(ordered), self.micro)]
+        return [ordered[i:i + size] for i in range(0, len(ordered), size)]
 
     def loss(self, pairs: Sequence[Pair], total: int) -> Any:
         """The pass's share of the mean over the ``total`` trained tokens of the update."""
@@ -250,10 +260,10 @@ class SftWork:
         with self.side.precision():
             return self.side.model(**tensors, num_items_in_batch=total, use_cache=False).loss
 
-    def _update(self, pairs: Sequence[Pair]) -> None:
+    def _update(self, pairs: Sequence[Pair], size: int) -> None:
         self.side.model.train()
         total = sum(len(pair.completion) for pair in pairs)
-        for part in self.passes(pairs):
+        for part in self.passes(pairs, size):
             self.loss(part, total).backward()
         self.side.torch.nn.utils.clip_grad_norm_(self.trained, MAX_GRAD_NORM)
         self.optimizer.step()
@@ -262,5 +272,9 @@ class SftWork:
 
     def step(self) -> dict[str, float]:
         """One update on each kind of data."""
-        return {f"{kind}_seconds": timed(lambda pairs=pairs: self._update(pairs))[0]
+        return {_seconds(kind): timed(lambda pairs=pairs, size=self.micro[kind]: self._update(pairs, size))[0]
                 for kind, pairs in self.data.items()}
+
+
+def _seconds(kind: str) -> str:
+    return f"{kind}_seconds" if kind else "seconds"

@@ -37,7 +37,7 @@ def run_works(preset: Preset, works: Sequence[str], folder: Path, cache_dir: str
     with Worker("ours", preset, folder, cache_dir) as ours:
         ours.ask("export")
         check_devices(ours, preset, folder, cache_dir)
-    result: dict[str, Any] = earlier
+    result = kept_of(earlier, preset, works)
     for work in works:
         say(f"{work}: started")
         measured = measure(work, preset, folder, cache_dir)
@@ -69,6 +69,18 @@ def check_earlier(earlier: Mapping[str, Any], preset: Preset, works: Sequence[st
         raise ValueError(f"{out} must hold results of this machine, {here}; its {', '.join(elsewhere)} are of "
                          f"{', '.join(dict.fromkeys(elsewhere.values()))}; measure with --works all, or give another "
                          "--json")
+
+
+def kept_of(earlier: Mapping[str, Any], preset: Preset, works: Sequence[str]) -> dict[str, Any]:
+    """What stays of a result file while ``works`` are measured: all, or without these works where they are of another
+    machine or of other settings, so that a stop leaves nothing of two kinds in one file."""
+    here, now = provenance()["hardware"], json.loads(json.dumps(preset.settings()))
+    same = {name: value for name, value in now.items() if name != "repeats"} == {
+        name: value for name, value in earlier.get("settings", {}).items() if name != "repeats"}
+    if not earlier or (same and all(run["hardware"] == here for run in earlier["runs"].values())):
+        return dict(earlier)
+    return {"rows": [row for row in earlier["rows"] if row["work"] not in works],
+            "runs": {work: run for work, run in earlier["runs"].items() if work not in works}}
 
 
 def check_devices(ours: Worker, preset: Preset, folder: Path, cache_dir: str) -> None:

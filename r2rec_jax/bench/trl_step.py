@@ -75,7 +75,8 @@ class GrpoWork:
 
         def outer(*args: Any, **kwargs: Any) -> Any:
             def call() -> Any:
-                out = inner(*args, **kwargs)
+                with self.side.precision():  # accelerate puts the training passes alone under autocast
+                    out = inner(*args, **kwargs)
                 self.side.wait()
                 return out
 

@@ -59,8 +59,10 @@ def role(system: str) -> str:
 def _line(found: Entry) -> list[str]:
     rows = main_rows(found)
     by_system: dict[str, list[Entry]] = {}
+    first: dict[str, str] = {}
     for row in rows:
-        by_system.setdefault(role(row["system"]), []).append(row)
+        if first.setdefault(role(row["system"]), row["system"]) == row["system"]:
+            by_system.setdefault(role(row["system"]), []).append(row)
     before = next((name for name in BEFORE if name in by_system), BEFORE[-1])
     systems = [*(before, *STEPS), *(f"{name}-likelihood" for name in (before, *STEPS)), "popularity"]
     return [f"[{found['title']}](#{anchor(found['title'])})", listed(sorted({row["users"] for row in rows})),

@@ -14,7 +14,7 @@ from r2rec_jax.bench.counts import Size, decode_bytes, sft_flops
 from r2rec_jax.bench.inputs import Pair, mixed_pairs, prompts, recorded_lengths, reward, text_of
 from r2rec_jax.bench.presets import PRESETS, SHAPES, WORKS, Decoding, preset_named
 from r2rec_jax.bench.projection import project
-from r2rec_jax.bench.report import check_earlier, merge
+from r2rec_jax.bench.report import check_earlier, kept_of, merge
 from r2rec_jax.bench.timing import spread
 from r2rec_jax.evaluation.tables import provenance
 from r2rec_jax.stages.cli import BadInput
@@ -138,6 +138,28 @@ def test_rows_that_stay_must_be_of_the_same_weights_and_sizes(tmp_path: Path) ->
     check_earlier(other_machine, preset, ("sft", "load"), tmp_path)  # nothing of it stays
     with pytest.raises(ValueError, match="its load are of a GPU"):
         check_earlier(other_machine, preset, ("sft",), tmp_path)
+
+
+def test_a_stop_leaves_no_rows_of_two_machines_in_one_file() -> None:
+    preset = PRESETS["smoke"]
+    rows = [{"work": work, "preset": "smoke", "metric": "seconds"} for work in ("load", "recommend")]
+    earlier = {"settings": json.loads(json.dumps(preset.settings())), "rows": rows,
+               "runs": {work: {"hardware": provenance()["hardware"]} for work in ("load", "recommend")}}
+    assert kept_of(earlier, replace(preset, repeats=9), WORKS) == earlier, "until they are measured anew"
+    elsewhere = earlier | {"runs": {work: {"hardware": "a GPU"} for work in ("load", "recommend")}}
+    assert kept_of(elsewhere, preset, WORKS) == {"rows": [], "runs": {}}
+    other = replace(preset, recommend=Decoding(1, 1, 16, 6))
+    assert kept_of(earlier, other, ("recommend",)) == {"rows": rows[:1], "runs": {"load": earlier["runs"]["load"]}}
+    assert kept_of({}, preset, WORKS) == {}
+
+
+def test_reading_that_would_take_longer_than_all_gives_no_projection() -> None:
+    values = {("rollout", "prompt_tokens_per_s"): 100.0, ("sft", "mixed_tokens_per_s"): 1e4,
+              ("recommend", "users_per_s"): 5.0, **{("grpo", f"{phase}_seconds"): 1.0 for phase in (
+                  "rollout", "reward", "reference", "update")}}
+    rows = [{"work": work, "metric": metric, "preset": "gpu-8b", "ours": value, "pytorch": value}
+            for (work, metric), value in values.items()]
+    assert project(PRESETS["gpu-8b"], rows) is None
 
 
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,19 +69,77 @@ def test_the_scratch_folder_of_other_weights_is_refused(sides) -> None:
         Ours(replace(PRESET, rank=8), folder, "~/.cache/r2rec_jax").export()
 
 
+def test_a_scratch_folder_with_weights_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    from r2rec_jax.bench.ours import Ours
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_text("dear")
+    with pytest.raises(ValueError, match="that the benchmark did not make"):
+        Ours(PRESET, tmp_path, "~/.cache/r2rec_jax").export()
+    assert (tmp_path / "model" / "model.safetensors").read_text() == "dear"
+
+
+def test_a_scratch_folder_that_a_stop_left_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from r2rec_jax.bench import ours
+
+    side, save = ours.Ours(PRESET, tmp_path, "~/.cache/r2rec_jax"), ours.save_adapter
+
+    def stopped(*given: object) -> None:
+        save(*given)  # pyright: ignore[reportArgumentType]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ours, "save_adapter", stopped)
+        side.export()
+    assert (tmp_path / "model").is_dir() and (tmp_path / "adapter").is_dir()
+    side.export()
+    assert json.loads((tmp_path / ours.MADE).read_text()) == {
+        "backbone": PRESET.backbone, "dtype": PRESET.dtype, "rank": PRESET.rank}
+
+
+def test_of_sizes_that_do_not_fit_none_is_taken(sides, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from r2rec_jax.bench.pytorch import PyTorch
+
+    _, _, folder = sides
+    side, fits = PyTorch(replace(PRESET, sft=replace(PRESET.sft, pytorch_micro=(1, 2, 4))), folder), {1: 3.0, 2: 2.0}
+
+    class Timed:
+        def __init__(self, size: int) -> None:
+            self.size = size
+
+        def step(self) -> dict[str, float]:
+            if self.size not in fits:
+                raise side.torch.OutOfMemoryError("no room")
+            return {"equal_seconds": fits[self.size], "throughout_seconds": 1.0, "mixed_seconds": float(self.size)}
+
+    monkeypatch.setattr(side, "_training", lambda name, micro: Timed(micro["equal"]))
+    assert side._fastest("sft") == {"equal": 2, "throughout": 1, "mixed": 1}
+    assert side.tried["4"] is None and side.compilation()["tried"]["2"]["equal_seconds"] == 2.0
+    fits.clear()
+    with pytest.raises(RuntimeError, match="needs smaller passes"):
+        side._fastest("sft")
+
+
 def test_in_bfloat16_pytorch_multiplies_adapters_in_bfloat16(tmp_path: Path) -> None:
     from dataclasses import replace
 
+    pytest.importorskip("trl")
     from r2rec_jax.bench.ours import Ours
-    from r2rec_jax.bench.pytorch import PyTorch, SftWork
+    from r2rec_jax.bench.pytorch import SFT_KINDS, PyTorch, SftWork
+    from r2rec_jax.bench.trl_step import GrpoWork
 
     preset = replace(PRESET, dtype="bfloat16")
     Ours(preset, tmp_path, "~/.cache/r2rec_jax").export()
     side, seen = PyTorch(preset, tmp_path), []
     adapter = next(module for name, module in side.model.named_modules() if name.endswith("q_proj.lora_A.default"))
     assert adapter.weight.dtype == side.torch.float32
-    adapter.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
-    SftWork(side, 2).step()
+    adapter.register_forward_hook(lambda module, given, out: seen.extend((given[0].dtype, out.dtype)))
+    for work in (SftWork(side, dict.fromkeys(SFT_KINDS, 2)), GrpoWork(side, 4)):
+        work.step()
+        assert set(seen) == {side.torch.bfloat16}, type(work)
+        seen.clear()
     side.drawing("rollout")(2)
     assert set(seen) == {side.torch.bfloat16}
 
@@ -128,7 +186,7 @@ def test_a_grpo_step_of_trl_has_our_phases(sides) -> None:
     ours, pytorch, _ = sides
     first, second = ours.work("grpo").step(), pytorch.work("grpo").step()
     assert first.keys() == second.keys()
-    assert pytorch.tried.keys() == {"1", "4"} and min(pytorch.tried.values()) > 0, "passes of both sizes were tried"
+    assert pytorch.tried.keys() == {"1", "4"} and all(lap["seconds"] > 0 for lap in pytorch.tried.values())
     for laps in (first, second):
         parts = sum(laps[f"{phase}_seconds"] for phase in ("rollout", "reward", "reference", "update"))
         assert parts == pytest.approx(laps["seconds"], rel=1e-6) and min(laps.values()) >= 0

@@ -110,6 +110,8 @@ def test_a_mean_likelihood_is_a_likelihood(found: dict[str, Any]) -> None:
               for name, rate in (("base", 0.2), ("sft", 0.3))]
     line = overview([found | {"rows": [*found["rows"], *likely]}]).splitlines()[-1]
     assert "| 0.200 | 0.300 | - | - |" in line
+    both = [row("sft-likelihood", 0, 0.1, method="likelihood"), *likely]
+    assert "| 0.200 | 0.100 | - | - |" in overview([found | {"rows": [*found["rows"], *both]}]), "the first of two ways"
     test = found["significance"][0] | {"minus": "base-likelihood-mean"}
     assert "times the HitRatio@1 of base-likelihood-mean" in ratio_line(found | {"significance": [test]})
 

@@ -304,15 +304,23 @@ def test_an_experiment_outside_the_main_table_is_tested_within_itself_or_against
     assert compared_variants(pool) == found, "nothing is subtracted where the candidates differ"
 
 
+def _with_sft_of_its_own() -> Pool:
+    pool = Pool(continued={"longer"})  # the headline has another SFT than the list
+    pool.add("main", "main", "sft", "own", "test", 0, records(0.5, 0))
+    pool.add(None, "longer", "sft+grpo", "own", "test", 0, records(0.9, 0))
+    return pool
+
+
 def test_grpo_with_other_settings_is_held_against_the_sft_that_it_started_from() -> None:
-    pool = Pool(continued={"longer"})
+    pool = Pool(continued={"main", "longer"})
     for seed in (0, 1):
         for system, skill in (("sft", 0.5), ("base-likelihood", 0.3), ("base", 0.2)):
             pool.add("main", "main", system, "own", "test", seed, records(skill, seed))
         for experiment in ("longer", "other sft"):
             pool.add(None, experiment, "sft+grpo", "own", "test", seed, records(0.9, seed))
     found = [(t["experiments"], t["minus"]) for t in compared_variants(pool)[::4]]
-    assert found == [(["longer", "main"], "sft"), (["longer", "main"], "base")]
+    assert found == [(["longer", "main"], "sft"), (["longer", "main"], "base"), (["longer", "main"], "base-likelihood")]
+    assert "longer" not in {t["experiments"][0] for t in compared_variants(_with_sft_of_its_own())}
     first = compared_variants(pool)[0]
     assert first["mean_minus"] == np.mean([r.rank == 1 for seed in (0, 1) for r in records(0.5, seed)])
 

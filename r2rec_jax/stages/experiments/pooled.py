@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -72,10 +72,10 @@ class Pool:
 
     Args:
         against: of experiments that name one, the experiment that they are tested against.
-        continued: experiments that change GRPO alone, so that the main table's systems before it are their own.
+        continued: experiments that change GRPO alone, so that what stands before it is the same in all of them.
     """
 
-    def __init__(self, against: Mapping[str, str] | None = None, continued: Container[str] = ()) -> None:
+    def __init__(self, against: Mapping[str, str] | None = None, continued: Set[str] = frozenset()) -> None:
         self._against = against or {}
         self._continued = continued
         self._entries: dict[tuple[str, str, str], Pooled] = {}
@@ -131,8 +131,8 @@ class Pool:
     def before(self, experiment: str) -> dict[str, Pooled]:
         """system -> its entry of the main table, of those that an experiment outside it has nothing to do with or that
         its GRPO started from."""
-        shared = (*CLASSICAL, *(BEFORE_GRPO if experiment in self._continued else ()))
-        return {system: entry for system, entry in self.main().items() if system in shared}
+        return {system: entry for system, entry in self.main().items() if system in CLASSICAL or (
+            system.partition("-likelihood")[0] in BEFORE_GRPO and {experiment, entry.experiment} <= self._continued)}
 
     def searches(self) -> list[tuple[Pooled, Pooled]]:
         """(one, what it is held against) of the systems judged on validation queries: the experiment that it names, or
