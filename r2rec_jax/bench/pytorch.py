@@ -82,7 +82,7 @@ class PyTorch:
         model = PeftModel.from_pretrained(base, str(self.folder / "adapter"), is_trainable=True)
         for module in model.modules():
             if hasattr(module, "cast_input_dtype_enabled"):
-                module.cast_input_dtype_enabled = False  # else every adapter casts its input to float32 first
+                vars(module)["cast_input_dtype_enabled"] = False  # else adapters cast their input to float32 first
         return model
 
     def wait(self) -> None:
@@ -136,16 +136,19 @@ class PyTorch:
         Raises:
             RuntimeError: none fits.
         """
-        sizes, kinds = getattr(self.preset, name).pytorch_micro, SFT_KINDS if name == "sft" else ("",)
-        for size in sizes if len(sizes) > 1 else ():
+        sizes: tuple[int, ...] = getattr(self.preset, name).pytorch_micro
+        kinds = SFT_KINDS if name == "sft" else ("",)
+        if len(sizes) == 1:
+            return dict.fromkeys(kinds, sizes[0])
+        for size in sizes:
             self.tried[str(size)] = self._tried(name, dict.fromkeys(kinds, size))
             self._model = None
             self._forget()
             say(f"{name}, PyTorch, passes of {size}: {self.tried[str(size)] or 'do not fit in the memory'}")
-        found = {size: laps for size in sizes if (laps := self.tried.get(str(size))) is not None}
-        if self.tried and not found:
+        found = {size: laps for size in sizes if (laps := self.tried[str(size)]) is not None}
+        if not found:
             raise RuntimeError(f"{name} needs smaller passes: none of {sizes} fits in the memory")
-        return {kind: min(found, key=lambda size: found[size][_seconds(kind)]) if found else sizes[0] for kind in kinds}
+        return {kind: min(found, key=lambda size: found[size][_seconds(kind)]) for kind in kinds}
 
     def _tried(self, name: str, micro: Mapping[str, int]) -> dict[str, float] | None:
         try:
