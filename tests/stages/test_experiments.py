@@ -24,6 +24,7 @@ from r2rec_jax.evaluation.ranks import RankRecord
 from r2rec_jax.evaluation.significance import holm, paired_bootstrap
 from r2rec_jax.files import write_json
 from r2rec_jax.stages.cli import BadInput
+from r2rec_jax.stages.experiments import gathering
 from r2rec_jax.stages.experiments.curves import POINTS, grpo_curves
 from r2rec_jax.stages.experiments.plan import baseline_tasks, needed_stages, read_list, trials_of
 from r2rec_jax.stages.experiments.pooled import (
@@ -378,6 +379,20 @@ def test_points_of_a_curve_are_means_of_equal_stretches(tmp_path: Path, count: i
     assert ends[-1] == count and len(sizes) <= POINTS and len(set(sizes[:-1].tolist())) <= 1 and sizes[-1] <= sizes[0]
     expected = [(first + 1 + last) / 2 for first, last in pairwise(ends)]
     assert curve["reward_rank"] == pytest.approx(expected)
+
+
+def test_a_training_that_another_experiment_took_over_has_one_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "grpo_curves", lambda trial: [
+        {"experiment": trial.name, "seed": trial.seed, "steps": [1, 2], "reward": trial.rewards}])
+
+    def trial(name: str, seed: int, rewards: list[float], split: str = "test", done: bool = True) -> Any:
+        return SimpleNamespace(name=name, seed=seed, rewards=rewards, experiment=SimpleNamespace(split=split),
+                               order={"stages": ["sft", "grpo"]}, outcome=lambda: {} if done else None)
+
+    found = gathering._curves([trial("all", 0, [0.1, 0.2]), trial("all", 1, [0.1, 0.2]), trial("four", 0, [0.1, 0.2]),
+                               trial("longer", 0, [0.1, 0.3]), trial("search", 0, [0.5, 0.5], split="validation"),
+                               trial("not yet", 0, [0.6, 0.6], done=False)])
+    assert [(curve["experiment"], curve["seed"]) for curve in found] == [("all", 0), ("all", 1), ("longer", 0)]
 
 
 def test_what_a_step_does_not_tell_is_interpolated(tmp_path: Path) -> None:

@@ -98,11 +98,20 @@ def gather(asked: ExperimentList, trials: Sequence[Trial], baselines: Sequence[T
         experiments=[_described(experiment) for experiment in asked.experiments], status=status,
         significance=compared(pool), variants=compared_variants(pool), searches=compared_searches(pool),
         breakdowns=breakdowns(pool), diagnostics=diagnostics(pool),
-        curves=[curve for trial in trials if trial.experiment.split == "test" and "grpo" in trial.order["stages"]
-                and trial.outcome() is not None for curve in grpo_curves(trial)],
+        curves=_curves(trials),
         runs=[_origin(entry) for entry in found])
     hardware = dict.fromkeys(entry.result["hardware"] for entry in found)
     return result | {"hardware": "; ".join(hardware)}
+
+
+def _curves(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """GRPO's curves; of a training that another experiment took over, under the name of the first."""
+    found: dict[str, dict[str, Any]] = {}
+    for trial in trials:
+        if trial.experiment.split == "test" and "grpo" in trial.order["stages"] and trial.outcome() is not None:
+            for curve in grpo_curves(trial):
+                found.setdefault(fingerprint({**curve, "experiment": None}), curve)
+    return list(found.values())
 
 
 def _finished(trial: Trial) -> list[Finished]:
