@@ -31,6 +31,13 @@ TESTED: Mapping[str, Callable[[ArrayLike], NDArray[np.float64]]] = {
 METRICS = ("hr@1", "hr@3", "hr@5", "hr@10", "ndcg@3", "ndcg@10", "mrr", "full_hr@10", "full_ndcg@10", "valid_rate")
 
 
+def role(system: str) -> str:
+    """A system's name without how the words of a title were weighed: ``sft-likelihood-mean`` is an
+    ``sft-likelihood``."""
+    stem, likelihood, _ = system.partition("-likelihood")
+    return stem + likelihood
+
+
 @dataclass(frozen=True)
 class PairTest:
     """Two systems of a block on one metric.

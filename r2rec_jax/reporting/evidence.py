@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from r2rec_jax.evaluation.comparison import ALPHA
+from r2rec_jax.evaluation.comparison import ALPHA, role
 from r2rec_jax.reporting.cells import interval, mean_spread, spread, table
 from r2rec_jax.reporting.comparison import listed, position_rates, position_stretches, probability
-from r2rec_jax.reporting.overview import main_rows, overview, role
+from r2rec_jax.reporting.overview import main_rows, overview
 
 Entry = Mapping[str, Any]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from r2rec_jax.evaluation.comparison import role
 from r2rec_jax.reporting.cells import spread, table
 from r2rec_jax.reporting.comparison import listed, probability
 
@@ -47,13 +48,6 @@ def main_rows(found: Entry) -> list[Entry]:
     rows.sort(key=lambda row: order.index(row["experiment"]) if row["experiment"] in order else len(order))
     first: dict[str, str] = {}
     return [row for row in rows if first.setdefault(row["system"], row["experiment"]) == row["experiment"]]
-
-
-def role(system: str) -> str:
-    """A system's name without how the words of a title were weighed: ``sft-likelihood-mean`` is an
-    ``sft-likelihood``."""
-    stem, likelihood, _ = system.partition("-likelihood")
-    return stem + likelihood
 
 
 def _line(found: Entry) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from r2rec_jax.evaluation.comparison import TESTED
+from r2rec_jax.evaluation.comparison import TESTED, role
 from r2rec_jax.evaluation.ranks import RankRecord
 from r2rec_jax.evaluation.significance import bootstrap_columns, holm
 from r2rec_jax.evaluation.summary import by_popularity, by_position, position_p
@@ -131,8 +131,9 @@ class Pool:
     def before(self, experiment: str) -> dict[str, Pooled]:
         """system -> its entry of the main table, of those that an experiment outside it has nothing to do with or that
         its GRPO started from."""
-        return {system: entry for system, entry in self.main().items() if system in CLASSICAL or (
-            system.partition("-likelihood")[0] in BEFORE_GRPO and {experiment, entry.experiment} <= self._continued)}
+        return {system: entry for system, entry in self.main().items()
+                if system in CLASSICAL or (role(system).removesuffix("-likelihood") in BEFORE_GRPO
+                                           and {experiment, entry.experiment} <= self._continued)}
 
     def searches(self) -> list[tuple[Pooled, Pooled]]:
         """(one, what it is held against) of the systems judged on validation queries: the experiment that it names, or
@@ -249,8 +250,7 @@ def _by_role(systems: Mapping[str, Pooled]) -> dict[str, Pooled]:
     """Systems by the names of :data:`PAIRS`."""
     named: dict[str, Pooled] = {}
     for name, entry in systems.items():
-        stem, likelihood, _ = name.partition("-likelihood")
-        named.setdefault(stem + likelihood, entry)
+        named.setdefault(role(name), entry)
     for suffix in ("", "-likelihood"):
         base, pretrained = named.get(f"base{suffix}"), named.get(f"pretrained{suffix}")
         start = pretrained or base
