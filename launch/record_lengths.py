@@ -1,6 +1,6 @@
 """Record the token lengths of real SFT examples for the benchmark: r2rec_jax/bench/recorded.json.
 
-    .venv/bin/python -m r2rec_jax.train --config configs/paper.yaml --stages prepare,pretrain,thoughts \
+    .venv/bin/python -m r2rec_jax.train --config configs/movielens_1m_8b.yaml --stages prepare,pretrain,thoughts \
         --data.path DIR --backbone.source smollm2-135m --run_dir runs/lengths
     .venv/bin/python launch/record_lengths.py --run runs/lengths --llama3 TOKENIZER_FOLDER
 
@@ -11,6 +11,7 @@ DeepSeek-R1-Distill-Llama-8B.
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from r2rec_jax.evaluation.tables import provenance
@@ -41,8 +42,9 @@ def main() -> None:
             kinds.setdefault(example.kind, []).append([len(made.prompt_ids), len(made.completion_ids)])
         lengths[name] = kinds
     where = {name: provenance()[name] for name in ("created", "commit")}
-    write_json(OUT, {"what": f"token lengths of SFT examples on {work.config.data.name}, settings of "
-                             "configs/paper.yaml", **where, "lengths": lengths})
+    write_json(OUT, {"what": f"token lengths of SFT examples on {work.config.data.name}", **where,
+                     "settings": {"graph.chains": work.config.graph.chains, "prompts": asdict(work.config.prompts)},
+                     "lengths": lengths})
 
 
 if __name__ == "__main__":

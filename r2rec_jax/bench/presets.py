@@ -29,7 +29,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Sft:
-    """LoRA updates on two kinds of data.
+    """LoRA updates on three kinds of data: equal lengths with few tokens trained, or all of them, and real lengths.
 
     Attributes:
         batch: examples of an update at equal lengths.

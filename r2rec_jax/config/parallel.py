@@ -44,8 +44,8 @@ class ParallelConfig:
         check(sizes.count(-1) <= 1, "parallel", "-1 on at most one axis", dict(zip(AXES, sizes, strict=True)))
         given = {n: v for n in ("coordinator", "num_processes", "process_id") if (v := getattr(self, n)) is not None}
         check(not given or self.distributed == "auto", "parallel.distributed", "'auto' when they are given", given)
-        check(self.coordinator is None or self.coordinator.rpartition(":")[2].isdigit(), "parallel.coordinator",
-              "host:port", self.coordinator)
+        host, _, port = ("host", "", "0") if self.coordinator is None else self.coordinator.rpartition(":")
+        check(bool(host) and port.isdigit(), "parallel.coordinator", "host:port", self.coordinator)
         check(self.num_processes is None or self.num_processes >= 1, "parallel.num_processes", ">= 1 or null",
               self.num_processes)
         check(self.process_id is None or 0 <= self.process_id < (self.num_processes or 2**31), "parallel.process_id",

@@ -72,7 +72,7 @@ def fetch_from_hub(source: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(".gguf"):
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.lower().endswith(".gguf"):
         raise ValueError(f"the backbone must be a folder, a .gguf file or a hub id; {source} does not exist")
     try:
         return Path(snapshot_download(source, allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIP))

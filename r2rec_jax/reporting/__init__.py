@@ -1,1 +1,1 @@
-"""What a person looks at after a run: plots of the training curves."""
+"""What a person looks at after a run: curves, tables, comparisons of runs and the evidence pages."""

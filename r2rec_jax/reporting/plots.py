@@ -61,7 +61,7 @@ REWARD_PANELS = (
     Panel("grpo", "Step reward R_step", "mean R_step (0 to 1)", ("reward_step",), bottom=0, top=1),
     Panel("grpo", "True statements R_true", "mean R_true (0 to 1)", ("reward_true",), bottom=0, top=1),
     Panel("grpo", "Total reward, weighted", "mean R", ("reward",), bottom=0),
-    Panel("grpo", "Valid answers", "share of completions", ("valid", "valid_rate"), bottom=0, top=1),
+    Panel("grpo", "Valid answers", "share of completions", ("valid",), bottom=0, top=1),
     Panel("grpo", "KL to the reference policy", "KL (nats per token)", ("kl",), bottom=0),
     Panel("grpo", "Entropy of the policy", "entropy (nats per token)", ("entropy",), bottom=0),
 )

@@ -1,5 +1,5 @@
-"""R = step_weight * R_step + rank_weight * R_rank (Eq. 7), plus true_weight * R_true where that is known, and the rates
-that are always logged beside it."""
+"""R = step_weight * R_step + rank_weight * R_rank (Eq. 7), plus true_weight * R_true where that is known, and what the
+answers were like."""
 
 from __future__ import annotations
 

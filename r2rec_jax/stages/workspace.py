@@ -47,10 +47,7 @@ def load_tokenizer(source: str, cache_dir: str) -> Tokenizer:
     """
     from r2rec_jax.tokens.tokenizer import Tokenizer
 
-    path = backbone_path(source, cache_dir)
-    if isinstance(path, Path) and path.suffix == ".gguf":
-        return Tokenizer.from_gguf(path)
-    return Tokenizer.load(path)
+    return Tokenizer.load(backbone_path(source, cache_dir))
 
 
 @dataclass

@@ -105,7 +105,7 @@ class Tokenizer:
         Raises:
             ValueError: when there is no tokenizer, or none that we can use, in one line.
         """
-        if str(source).endswith(".gguf"):
+        if str(source).lower().endswith(".gguf"):
             return cls.from_gguf(source)
         return cls(load_parts(source))
 

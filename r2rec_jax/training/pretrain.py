@@ -96,8 +96,8 @@ def pack_texts(texts: Sequence[Text], length: int, seed: int) -> list[list[Text]
     """Rows of texts that have at most ``length`` tokens together, in an order drawn from the seed; a longer text is in
     parts (:attr:`Text.in_parts`), or has lost its beginning.
 
-    Example: texts of 3, 12 and 4 tokens in rows of 5 give parts of ``[[5], [5], [4], [3], [2]]`` tokens or fewer rows,
-    ``[[5], [5], [3, 2], [4]]``.
+    Example: texts of 3, 12 and 4 tokens, the second in parts, in rows of 5 tokens give rows of ``[5]``, ``[5]``,
+    ``[3, 2]`` and ``[4]`` in some order.
     """
     rng = np.random.default_rng(seed)
     parts = []

@@ -40,7 +40,7 @@ class Phase:
     """One phase of a run on one device.
 
     Attributes:
-        name: ``pretrain``, ``sft``, ``grpo: rollout``, ``grpo: update``, ``evaluate``.
+        name: the stage and what it does there, as ``sft: update, 4 x 1472 tokens a device``.
         basis: where temporaries come from: ``formula``, or ``compiled`` for this CPU.
         parts: bytes by kind.
     """
