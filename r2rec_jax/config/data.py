@@ -35,7 +35,7 @@ class DataConfig:
         eval_users: users whose last positive is a test target (*paper*: 1,000).
         validation_users: how many of them also give a validation query (their last positive but one).
         sft_queries: training queries for SFT (*paper*: 500).
-        rl_queries: training queries for GRPO, disjoint from the SFT ones (*paper*: 500).
+        rl_queries: training queries for GRPO, of other users than the SFT ones (*paper*: 500).
         split_seed: draws users, ties and candidates; frozen to files that every system reads.
         split: ``last-positive`` (*paper*) holds out every eligible user's last two likes; ``global-time`` cuts all
             events at two times, so that nothing later than the first cut is ever trained on; ``min_history`` then

@@ -20,7 +20,8 @@ class MixConfig:
             bare lists that are repeated, before anything else is read: copying has to be learned before choosing can
             be. A pretrained backbone can copy.
         thoughts: rating questions on the chains of SFT queries, with the teacher's thoughts.
-        prompts: ranking prompts of SFT and RL queries, without an answer.
+        prompts: ranking prompts of SFT and RL queries, without an answer. A later query of a user shows the target of
+            an earlier one among the likes, so GRPO rewards some of it for what was read.
         examples: the SFT examples, prompt and completion.
     """
 

@@ -117,7 +117,11 @@ def _training_rows(dataset: Dataset, config: DataConfig, rows: NDArray, wanted: 
 
 def _split_training(dataset: Dataset, config: DataConfig, targets: Targets, evaluated: NDArray[np.bool_],
                     ) -> tuple[NDArray, NDArray]:
-    """Event rows of the SFT and the RL targets, disjoint; those of ``evaluated`` users (bool [U]) come last."""
+    """Event rows of the SFT and the RL targets; those of ``evaluated`` users (bool [U]) are used last.
+
+    No user has both, but for one where the counts make it so: an SFT example tells what else its user liked, in likes
+    and chains, and GRPO would reward what was learned by heart there.
+    """
     events = dataset.interactions
     wanted = config.sft_queries + config.rl_queries
     theirs = evaluated[events.user_idx[targets.teachable]]
@@ -131,9 +135,14 @@ def _split_training(dataset: Dataset, config: DataConfig, targets: Targets, eval
         raise ValueError(f"data.sft_queries + data.rl_queries must be <= {len(rows)}, the likes of eligible users of "
                          f"{dataset.name} that have at least {config.min_history} likes before them{after}; "
                          f"got {config.sft_queries} + {config.rl_queries}; lower them")
-    keys = dataset.user_keys[events.user_idx[rows]], dataset.item_keys[events.item_idx[rows]]
-    rows = _shuffled(rows, config.split_seed, "sft or rl", *keys)
-    return rows[: config.sft_queries], rows[config.sft_queries:]
+    user, item = events.user_idx[rows], events.item_idx[rows]
+    key = fold(fold(root_key(config.split_seed, "sft or rl"), dataset.user_keys[user]), dataset.item_keys[item])
+    _, first, who = np.unique(user, return_index=True, return_inverse=True)
+    sft = np.zeros(len(rows), dtype=bool)
+    sft[np.argsort(key[first][who], kind="stable")[: config.sft_queries]] = True
+    order = np.argsort(key, kind="stable")
+    rows, sft = rows[order], sft[order]
+    return rows[sft], rows[~sft]
 
 
 def _no_training(dataset: Dataset, config: DataConfig, found: int, after: str) -> ValueError:

@@ -151,7 +151,8 @@ def training_likes(prepared: Prepared) -> list[NDArray[np.integer]]:
     """Every user's likes among the training edges, oldest first: no validation or test event, and nothing after it.
 
     The targets of SFT and RL queries are left out too. A model that has read them remembers them, and then SFT and GRPO
-    train it to recall what it has read, which does not help with what nobody has.
+    train it to recall what it has read, which does not help with what nobody has. (Texts of SFT queries, thoughts and
+    examples, speak of their own users' likes alone, and GRPO asks about other users.)
     """
     events = prepared.dataset.interactions
     wanted = prepared.training & (events.rating > prepared.data_config.positive_above)
