@@ -15,6 +15,7 @@ The text may be anything a model can emit: nothing here raises on it, and the wo
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -32,6 +33,10 @@ _LIST_MARK = re.compile(r"^(?:[-*•]|[(\[]?[0-9]{1,3}[.):\]])\s+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _YEAR = re.compile(r"\(([0-9]{4})\b[^()]*\)(?: \[[0-9]+\])?$")
 _LAST_PARENTHESIS = re.compile(r"\([^()]*\)(?: \[[0-9]+\])?$")
+_CALLED = re.compile(r"^(?:(?:(?:candidate|item|option|number|no\.?)\s*[#\[(]*|[#\[(]+)\s*(?P<number>[0-9]+)|"
+                     r"(?P<bare>[0-9]+))(?!\w|\.[0-9])", re.IGNORECASE)
+_ESCAPED = re.compile(r"\\(?:u\{([0-9a-f]{1,5})\}|([^\w\s]))")
+_AROUND = " \"'*,;"
 TAG = re.compile(r"</?(?:think|answer)>")
 """What a statement may not hold."""
 
@@ -220,11 +225,18 @@ def _read_numbers(block: str, titles: Sequence[str]) -> list[int | None]:
 
 
 def _meant(rest: str, find: Callable[[str], int | None], n_candidates: int) -> int | None:
-    """The position that a line of a numbered list names: a number alone, a title, or the number it begins with."""
+    """The position that a line of a numbered list names: a number alone, a title, or the number that it begins with: a
+    "candidate 7", "#7", "[7]", "7: ...", or "7" before a candidate's title, but not the digits of "12 Monkeys"."""
     number = _lone_number(rest)
-    position = None if number else find(rest)
-    number = number or _NUMBER.match(rest)
-    return position if position is not None or number is None else _candidate(number[0], n_candidates)
+    if number:
+        return _candidate(number[0], n_candidates)
+    position = find(rest)
+    if position is not None or (called := _CALLED.match(rest)) is None:
+        return position
+    written, behind = called["number"] or called["bare"], rest[called.end():]
+    if called["number"] or not behind[:1].isspace() or find(behind) is not None:
+        return _candidate(written, n_candidates)
+    return None
 
 
 def _lone_number(rest: str) -> re.Match[str] | None:
@@ -247,30 +259,40 @@ def _read_titles(block: str, titles: Sequence[str]) -> list[int | None]:
     return [find(line) for line in lines]
 
 
+def _spelling(text: str) -> str:
+    """A title as titles are compared: escapes undone, accents and spaces in one form, no case, no quotes around."""
+    plain = _ESCAPED.sub(lambda found: chr(int(found[1], 16)) if found[1] else found[2], text)
+    return " ".join(unicodedata.normalize("NFC", plain).split()).strip(_AROUND).casefold()
+
+
 def _title_finder(titles: Sequence[str]) -> Callable[[str], int | None]:
-    """Finds a line's 0-based position: the label exactly, else without list mark and case, else without the year that
-    the line or the label lacks: a film of the same name and another year is no candidate, nor is another version of a
-    song ("Hurt (Nine Inch Nails)" for "Hurt (Johnny Cash)")."""
+    """Finds a line's 0-based position: the label exactly, else without list mark and case, else without the parenthesis
+    that the line or the label lacks (a year; facts): a film of the same name and another year is no candidate, nor is
+    another version of a song ("Hurt (Nine Inch Nails)" for "Hurt (Johnny Cash)")."""
     exact = {title: position for position, title in enumerate(titles)}
-    folded: dict[str, list[int]] = {}
+    labels = [_spelling(title) for title in titles]
+    whole: dict[str, list[int]] = {}
     bare: dict[str, list[int]] = {}
-    for position, title in enumerate(titles):
-        folded.setdefault(title.casefold(), []).append(position)
-        bare.setdefault(_bare(title).casefold(), []).append(position)
+    for position, label in enumerate(labels):
+        whole.setdefault(label, []).append(position)
+        bare.setdefault(_bare(label).strip(_AROUND), []).append(position)
 
     def find(line: str) -> int | None:
         line = line.strip()
         if line in exact:
             return exact[line]
-        plain = _LIST_MARK.sub("", line).strip(" \"'*,;").casefold()
-        if len(folded.get(plain, ())) == 1:
-            return folded[plain][0]
-        found = bare.get(_bare(plain), ())
-        if len(found) != 1 or len({_year(plain), _year(titles[found[0]])} - {None}) > 1:
-            return None
-        label = titles[found[0]]
-        other_version = _year(label) is None and _bare(label) != label and _bare(plain) != plain
-        return None if other_version else found[0]
+        for text in dict.fromkeys((_spelling(line), _spelling(_LIST_MARK.sub("", line)))):
+            short = _bare(text).strip(_AROUND)
+            for found in (whole.get(text, ()), bare.get(text, ()), whole.get(short, ()), bare.get(short, ())):
+                if len(found) == 1:
+                    break
+            else:
+                continue
+            label = labels[found[0]]
+            other_year = len({_year(text), _year(label)} - {None}) > 1
+            other_version = _year(label) is None and label not in (text, short) and text != _bare(label).strip(_AROUND)
+            return None if other_year or other_version else found[0]
+        return None
 
     return find
 

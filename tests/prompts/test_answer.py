@@ -85,6 +85,10 @@ def test_rating_round_trip(rating: int, opened: bool) -> None:
     ("1. 3", (2,), 0, 0),
     ("1. Fargo (1996)\n2. 1 Heat\n3. Fargo 3 (1997)", (2, 0), 0, 1),
     ("3. Fargo (1996)\n1. 12 Monkeys (1995)", (2, 0), 0, 0),
+    ("1. Candidate 3\n2. #1 Heat\n3. [2] Big", (2, 0, 1), 0, 0),
+    ("1. Candidate 3", (2,), 0, 0),
+    ("1. No. 3: it fits\n2. 1. Heat (1995)\n3. 2, a comedy", (2, 0, 1), 0, 0),
+    ("1. 2 Fast 2 Furious (2003)\n2. 3 Fargo", (2,), 0, 1),
     ("1. 2. 3.", (0, 1, 2), 0, 0),
     ("3. 1, 2", (2, 0, 1), 0, 0),
     ("Best first:\n1. 3", (0, 2), 0, 0),
@@ -115,6 +119,24 @@ def test_another_version_is_no_candidate() -> None:
     for line, ranking in (("Hurt (Johnny Cash)", ()), ("Let It Be (Demo)", ()), ("Hurt", (0,)),
                           ("hurt (nine inch nails)", (0,)), ("Emma (a novel)", (3,)), ("Emma (1816)", ())):
         assert parse(f"<answer>\n{line}\n</answer>", form="titles", titles=titles).ranking == ranking, line
+
+
+@pytest.mark.parametrize(("label", "lines", "others"), [
+    ("Seven (Se7en) (1995)", ("Seven (Se7en)", "Seven (Se7en) (1995; Crime)", "1. seven (se7en)"),
+     ("Seven (Se7en) (1996)",)),
+    ("Hurt (Nine Inch Nails)", ("Hurt (Nine Inch Nails) (rock)",), ("Hurt (Johnny Cash) (rock)",)),
+    ('"Heroes" (1977)', ('1. "Heroes"', "Heroes (1977; Rock)"), ()),
+    ("'Til There Was You (1997)", ("'Til There Was You (1997; Drama)", "Til there was you"), ()),
+    (escape_text("I <3 U"), ("I <3 U", r"1. I \<3 U"), ()),
+    (escape_text("1. Outside (1995)"), ("1. Outside (1995)", r"1. 1\. Outside", "1. Outside"), ()),
+    (escape_text("[REC] (2007)"), ("[REC] (2007)", "[rec]"), ()),
+    (escape_text("Am\u00e9lie\u00a0Poulain"), ("Ame\u0301lie Poulain",), ("Amelie Poulain",)),
+])
+def test_ways_to_write_a_title(label: str, lines: tuple[str, ...], others: tuple[str, ...]) -> None:
+    titles = ("Heat (1995)", label, "Seven (1979)", "Til (1990)")
+    for line in (label, *lines, *others):
+        expected = () if line in others else (1,)
+        assert parse(f"<answer>\n{line}\n</answer>", form="titles", titles=titles).ranking == expected, line
 
 
 @pytest.mark.parametrize(("text", "form", "first"), [
