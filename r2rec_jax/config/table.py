@@ -28,7 +28,7 @@ class TableConfig:
         timestamp: column of the time; null when there is none: a user's events are then in file order.
         time_unit: ``seconds`` or ``milliseconds`` since 1970, ``iso`` ("2024-05-01T12:00:00+02:00"; a year of four
             digits first, UTC where no offset is given), or ``auto``: what the whole column can be, numbers of 1e11 and
-            more being milliseconds.
+            more being milliseconds. Seconds may have fractions; thousandths count.
         positive_above: a raw rating above this is a like.
         rating_range: lowest and highest possible raw rating; null takes those that occur.
         items: file of item attributes, a path from the same folder or an absolute one; null when there is none: the

@@ -94,7 +94,7 @@ def connect(config: DataConfig) -> Iterator[duckdb.DuckDBPyConnection]:
 def load_rows(connection: duckdb.DuckDBPyConnection, file: TableFile, *, user: str, item: str, rating: str | None,
               timestamp: str | None, time_unit: TimeUnit = "auto", rating_range: tuple[float, float] | None = None,
               ) -> None:
-    """Read a file of events into the table ``raw`` (place, user_id, item_id, rating, timestamp).
+    """Read a file of events into the table ``raw`` (place, user_id, item_id, rating, timestamp, thousandths of it).
 
     Args:
         connection: of :func:`connect`.
@@ -109,10 +109,13 @@ def load_rows(connection: duckdb.DuckDBPyConnection, file: TableFile, *, user: s
     """
     stars = "NULL::DOUBLE" if rating is None else file.number(rating)
     times, unit = _time(connection, file, timestamp, time_unit)
+    number = None if timestamp is None or unit == "iso" else file.number(timestamp)
+    thousandths = "0" if number is None else f"TRY_CAST(round({number} * 1000) - floor({number}) * 1000 AS SMALLINT)"
     with reading(file.path):
         connection.execute(
             f"CREATE OR REPLACE TABLE raw AS SELECT row_number() OVER () AS place, {file.id(user)} AS user_id, "
-            f"{file.id(item)} AS item_id, {stars} AS rating, {times} AS timestamp FROM {file.scan}")
+            f"{file.id(item)} AS item_id, {stars} AS rating, {times} AS timestamp, {thousandths} AS thousandths "
+            f"FROM {file.scan}")
     low, high = rating_range or (-math.inf, math.inf)
     broken = {
         user: ("a user id must not be empty", "coalesce(user_id, '') = ''"),
@@ -166,23 +169,29 @@ def _time(connection: duckdb.DuckDBPyConnection, file: TableFile, column: str | 
             f"THEN TRY_CAST(floor({number}) AS BIGINT) END"), "number"
 
 
-def unit_of(connection: duckdb.DuckDBPyConnection, file: TableFile, column: str | None, unit: TimeUnit,
-            ) -> Literal["seconds", "milliseconds"]:
-    """What the times in ``raw`` count.
+def settle_times(connection: duckdb.DuckDBPyConnection, file: TableFile, column: str | None, unit: TimeUnit,
+                 ) -> Literal["seconds", "milliseconds"]:
+    """What the times in ``raw`` count. Seconds with fractions become milliseconds there, and so keep their order.
 
     Raises:
         ValueError: ``auto``, and some look like seconds and others like milliseconds.
     """
-    if column is None or unit == "seconds":
+    if column is None:
         return "seconds"
     if unit in ("iso", "milliseconds") or _time(connection, file, column, unit)[1] == "iso":
         return "milliseconds"
     found = _first(connection, f"SELECT min(place) FILTER (timestamp >= {MILLISECONDS_FROM}), min(place) FILTER "
-                               f"(timestamp BETWEEN {_SECONDS_FROM} AND {MILLISECONDS_FROM} - 1) FROM raw")
-    if found[0] is not None and found[1] is not None:
+                               f"(timestamp BETWEEN {_SECONDS_FROM} AND {MILLISECONDS_FROM} - 1), "
+                               "max(thousandths) FROM raw")
+    if unit == "auto" and found[0] is not None and found[1] is not None:
         raise ValueError(f"{file.path.name}, {column}: times must all be seconds or all milliseconds; row {found[0]} "
                          f"looks like milliseconds and row {found[1]} like seconds; set data.table.time_unit")
-    return "seconds" if found[0] is None else "milliseconds"
+    if unit == "auto" and found[0] is not None:
+        return "milliseconds"
+    if not found[2]:
+        return "seconds"
+    connection.execute("UPDATE raw SET timestamp = timestamp * 1000 + thousandths")
+    return "milliseconds"
 
 
 def index_rows(connection: duckdb.DuckDBPyConnection, *, k_core: int, unit: Literal["seconds", "milliseconds"],

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from r2rec_jax import progress
 from r2rec_jax.config import DataConfig, TableConfig
 from r2rec_jax.data.attributes import ROW, read_attributes
-from r2rec_jax.data.duck import connect, index_rows, load_rows, unit_of
+from r2rec_jax.data.duck import connect, index_rows, load_rows, settle_times
 from r2rec_jax.data.fetch import sha256_of
 from r2rec_jax.data.interactions import Dataset, build_dataset
 from r2rec_jax.data.readers import TableFile, kind_of, open_table, value_at
@@ -77,7 +77,7 @@ def load_table(config: DataConfig, path: Path) -> Dataset:
         file = open_table(connection, events_file, columns, delimiter=table.delimiter)
         load_rows(connection, file, user=table.user, item=table.item, rating=table.rating, timestamp=table.timestamp,
                   time_unit=table.time_unit, rating_range=table.rating_range)
-        unit = unit_of(connection, file, table.timestamp, table.time_unit)
+        unit = settle_times(connection, file, table.timestamp, table.time_unit)
         events = index_rows(connection, k_core=config.k_core, unit=unit)
         items, item_notes = _items(connection, folder, table, events.item_ids)
         users, user_notes = _users(connection, folder, table, events.user_ids)

@@ -43,6 +43,8 @@ class Prediction:
         copied_order: the answer repeats the order of the prompt.
         seconds: wall-clock seconds for this answer, its share of the batch, compilation not counted.
         answer: which of the query's answers, from 0; a file of a version that drew one has none.
+        place: 1-based place of the target among all that the answer names, what is no candidate and repeats too; as
+            many as there are candidates where it names the target not; 0 in a file of an earlier version.
     """
 
     system: str
@@ -65,6 +67,7 @@ class Prediction:
     copied_order: bool
     seconds: float
     answer: int = 0
+    place: int = 0
 
     def to_json(self) -> str:
         """One line of JSON; an infinite rank is written as null."""
@@ -81,7 +84,7 @@ class Prediction:
         """
         plain: Any = json.loads(line)
         names = {f.name for f in fields(cls)}
-        if not isinstance(plain, dict) or {*plain, "answer"} != names:
+        if not isinstance(plain, dict) or {*plain, "answer", "place"} != names:
             got = sorted(plain) if isinstance(plain, dict) else type(plain).__name__
             raise ValueError(f"a prediction must have the fields {sorted(names)}; got {got}")
         for name in ("ranking", "candidates"):

@@ -145,6 +145,7 @@ def judge(
         rank=rank, valid=answer.valid, duplicates=answer.duplicates, outside=answer.outside,
         statements=answer.statements, tokens=tokens, truncated=truncated,
         copied_order=answer.copied_order, seconds=seconds, answer=which,
+        place=answer.place_of(query.target, len(query.candidates)),
     )
 
 

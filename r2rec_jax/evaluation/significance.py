@@ -111,8 +111,10 @@ def wilcoxon_p(a: ArrayLike, b: ArrayLike, *, users: Sequence[str] | None = None
     """Two-sided p of Wilcoxon's signed-rank test on the per-user differences.
 
     A user with several values (seeds) counts once, with the mean difference, since the test takes its pairs for
-    independent. Users without a difference are left out, as Wilcoxon did; without any difference p is 1. On hits, which
-    are 0 or 1, the test is a sign test; on NDCG and reciprocal ranks it also weighs how far the systems are apart.
+    independent. Users without a difference are left out, as Wilcoxon did; without any difference p is 1. Where all
+    differences are as large, as of hits, which are 0 or 1, the test is a sign test, and exact; else it also weighs how
+    far the systems are apart, and of many users, or with ties, p is that of a normal distribution with correction for
+    continuity.
 
     Args:
         a, b, users: as in :func:`paired_bootstrap`.
@@ -121,7 +123,7 @@ def wilcoxon_p(a: ArrayLike, b: ArrayLike, *, users: Sequence[str] | None = None
         >>> round(wilcoxon_p([1, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0, 1]), 4)
         0.0156
     """
-    from scipy.stats import wilcoxon
+    from scipy.stats import binomtest, wilcoxon
 
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape or not first.size:
@@ -133,7 +135,9 @@ def wilcoxon_p(a: ArrayLike, b: ArrayLike, *, users: Sequence[str] | None = None
     differences = differences[differences != 0]
     if not differences.size:
         return 1.0
-    result: Any = wilcoxon(differences)
+    if np.ptp(np.abs(differences)) == 0:
+        return float(binomtest(int((differences > 0).sum()), differences.size).pvalue)
+    result: Any = wilcoxon(differences, correction=True)
     return float(result.pvalue)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from r2rec_jax.config import DataConfig
 from r2rec_jax.data.attributes import read_attributes
-from r2rec_jax.data.duck import Events, connect, index_rows, load_rows, unit_of
+from r2rec_jax.data.duck import Events, connect, index_rows, load_rows, settle_times
 from r2rec_jax.data.readers import kind_of, open_table, stem_of
 
 COLUMNS = ("user", "item", "rating", "time")
@@ -57,7 +57,7 @@ def read(connection: duckdb.DuckDBPyConnection, path: Path, k_core: int = 0, **c
     columns = [options[name] for name in ("user", "item", "rating", "timestamp") if options[name] is not None]
     file = open_table(connection, path, columns)
     load_rows(connection, file, **options)
-    unit = unit_of(connection, file, options["timestamp"], options.get("time_unit", "auto"))
+    unit = settle_times(connection, file, options["timestamp"], options.get("time_unit", "auto"))
     return index_rows(connection, k_core=k_core, unit=unit)
 
 
@@ -149,7 +149,7 @@ def test_a_cut_archive_is_refused(name: str, tmp_path: Path, connection: duckdb.
     ([0, 5, 1_600_000_000_123], [0, 5, 1_600_000_000_123], "milliseconds"),
     (["2024-05-01T12:00:00+02:00", "2024-05-01T10:00:00Z", "2024-05-01"],
      [1714557600000, 1714557600000, 1714521600000], "milliseconds"),
-    ([2.0, 1.9e8 + 0.5, 1e9], [2, 190_000_000, 1_000_000_000], "seconds"),
+    ([2.0, 1.9e8 + 0.5, 1e9], [2000, 190_000_000_500, 1_000_000_000_000], "milliseconds"),
 ])
 @pytest.mark.parametrize("form", ["a.csv", "a.jsonl", "a.parquet"])
 def test_times(column: list, expected: list[int], unit: str, form: str, tmp_path: Path,
@@ -171,6 +171,20 @@ def test_days_with_fractions_are_not_cut_off(form: str, tmp_path: Path, connecti
     write(tmp_path / form, csv_text(rows) if form == "a.csv" else json_lines(rows))
     with pytest.raises(ValueError, match=r"row 2 .* a time below 1e\+08 must be a whole number.*got '45413\.25'"):
         read(connection, tmp_path / form)
+
+
+@pytest.mark.parametrize("unit", ["auto", "seconds"])
+@pytest.mark.parametrize("form", ["a.csv", "a.jsonl"])
+def test_seconds_with_fractions_keep_their_order(form: str, unit: str, tmp_path: Path,
+                                                 connection: duckdb.DuckDBPyConnection) -> None:
+    """Clicks of one second: file order would decide between them, against their times; and of two the latest counts."""
+    times = {"a": 1714521600.751, "b": 1714521600.125, "c": 1714521600.0, "d": 1714521599.9996}
+    rows = [("u", item, 5.0, time) for item, time in times.items()] + [("u", "c", 1.0, 1714521599.5)]
+    write(tmp_path / form, csv_text(rows) if form == "a.csv" else json_lines(rows))
+    events = read(connection, tmp_path / form, time_unit=unit)
+    assert events.unit == "milliseconds"
+    assert listed(events) == [("u", "c", 5.0, 1714521600000), ("u", "d", 5.0, 1714521600000),
+                              ("u", "b", 5.0, 1714521600125), ("u", "a", 5.0, 1714521600751)]
 
 
 @pytest.mark.parametrize("form", ["a.csv", "a.parquet"])

@@ -51,7 +51,7 @@ def test_judge_fills_every_field():
         system="sft", source="abc", query_id="test-7", user_id="u7", prompt="prompt 7", output=text,
         ranking=("i7-3", "i7-2", "i7-0"), target="i7-2", candidates=("i7-0", "i7-1", "i7-2", "i7-3"),
         target_title="Title 2 \u2028é", rank=2, valid=True, duplicates=1, outside=1, statements=1, tokens=12,
-        truncated=False, copied_order=False, seconds=0.5)
+        truncated=False, copied_order=False, seconds=0.5, place=2)
 
 
 @pytest.mark.parametrize(("text", "rank", "valid", "copied"), [
@@ -123,12 +123,21 @@ def test_several_answers_to_a_query_stand_together_and_survive_a_torn_line(tmp_p
         evaluate_system("sft", queries, ScriptedModel(), path=tmp_path / "few.jsonl", **settings)
 
 
+def test_the_place_counts_all_that_is_written():
+    """Of two films of one name a bare name is neither, so the target is second; of a list of titles, its own labels."""
+    films = replace(make_query(0, target=1), titles=("Heat (1986)", "Heat (1995)", "Big (1988)", "Fargo (1996)"))
+    for text, form, place in (("Heat\nHeat (1995)", "titles", 2), ("1. Heat (1995)\n2. Big (1988)", "numbers", 1),
+                              ("Big (1988)", "titles", 4)):
+        got = judge("sft", "abc", films, f"<answer>\n{text}\n</answer>", 1, False, 0, form)
+        assert got.place == place, text
+
+
 def test_a_file_of_a_version_that_drew_one_answer_is_read(tmp_path):
     kept = judge("base", "s", make_query(0), "", tokens=1, truncated=False, seconds=0, form="numbers")
     plain_line = json.loads(kept.to_json())
-    del plain_line["answer"]
+    del plain_line["answer"], plain_line["place"]
     (tmp_path / "p.jsonl").write_text(json.dumps(plain_line) + "\n")
-    assert read_predictions(tmp_path / "p.jsonl") == [kept]
+    assert read_predictions(tmp_path / "p.jsonl") == [replace(kept, place=0)]
 
 
 def test_predictions_of_another_checkpoint_are_not_reused(tmp_path):

@@ -150,10 +150,17 @@ def test_wilcoxon_takes_a_user_once():
     assert wilcoxon_p(a, a) == 1
 
 
-def test_on_hits_wilcoxon_is_nearly_a_sign_test():
+def test_on_hits_wilcoxon_is_the_sign_test():
     from scipy.stats import binomtest
     a, b = np.array([1.0] * 60 + [0.0] * 40 + [1.0] * 300), np.array([0.0] * 60 + [1.0] * 40 + [1.0] * 300)
-    assert wilcoxon_p(a, b) == pytest.approx(binomtest(60, 100).pvalue, abs=0.015)
+    assert wilcoxon_p(a, b) == pytest.approx(binomtest(60, 100).pvalue)
+    assert wilcoxon_p(a[:60] * 0.5, b[:60]) == pytest.approx(2 / 2**60)
+
+
+def test_with_ties_wilcoxon_rejects_no_more_than_its_level():
+    rng = np.random.default_rng(0)
+    gains = rng.choice([0.0, 0.63, 1.0], size=(400, 2, 40))
+    assert np.mean([wilcoxon_p(first, second) < 0.05 for first, second in gains]) < 0.05 + 2 * (0.05 * 0.95 / 400)**0.5
 
 
 def test_holm_of_a_worked_example():

@@ -13,7 +13,7 @@ from typing import Any
 
 from r2rec_jax.config import as_plain, fingerprint
 from r2rec_jax.config.experiments import ExperimentList
-from r2rec_jax.evaluation.predictions import read_predictions
+from r2rec_jax.evaluation.predictions import Prediction, read_predictions
 from r2rec_jax.evaluation.ranks import RankRecord, read_ranks
 from r2rec_jax.evaluation.summary import summarize_ranks
 from r2rec_jax.evaluation.tables import result_file
@@ -165,11 +165,14 @@ def _named_first(predictions: str, form: AnswerForm, wanted: set[str]) -> dict[s
     found: dict[str, list[bool]] = {}
     for p in read_predictions(predictions):
         if p.query_id in wanted:
-            titles, place = ([p.target_title], 0) if form == "titles" else (p.candidates, p.candidates.index(p.target))
-            answer = parse_completion(p.output, form=form, titles=titles, opened_think=False)
-            hit = p.rank == 1 and answer.place_of(place, len(p.candidates)) == 1
-            found.setdefault(p.query_id, []).append(hit)
+            found.setdefault(p.query_id, []).append(p.rank == 1 and (p.place or _place_before(p, form)) == 1)
     return {query: sum(hits) / len(hits) for query, hits in found.items()}
+
+
+def _place_before(p: Prediction, form: AnswerForm) -> int:
+    """The target's place in an answer of a version that did not keep it, and had no other labels to read it by."""
+    titles, target = ([p.target_title], 0) if form == "titles" else (p.candidates, p.candidates.index(p.target))
+    return parse_completion(p.output, form=form, titles=titles, opened_think=False).place_of(target, len(p.candidates))
 
 
 def _classical(asked: ExperimentList, found: Sequence[Finished], tasks: Sequence[Task]
