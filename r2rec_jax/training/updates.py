@@ -22,6 +22,15 @@ LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 """``loss(params, frozen, *inputs) -> (its share of the loss, sums to log)``: pure."""
 
 
+def make_add_gradient(loss: LossFn) -> Callable[..., dict[str, Any]]:
+    """``add_gradient(params, total, frozen, *inputs)``: ``total`` plus the gradient, the loss and the sums of a pass."""
+    def add_gradient(params: Any, total: dict[str, Any], frozen: Any, *inputs: Any) -> dict[str, Any]:
+        (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, frozen, *inputs)
+        return jax.tree.map(jnp.add, total, {"grads": grads, "loss": value, **aux})
+
+    return add_gradient
+
+
 class Updates:
     """The compiled programs of a stage's update.
 
@@ -40,16 +49,12 @@ class Updates:
             grads = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
             return {"grads": grads, **{name: jnp.zeros((), jnp.float32) for name in ("loss", *sums)}}
 
-        def add_gradient(params: Any, total: dict[str, Any], frozen: Any, *inputs: Any) -> dict[str, Any]:
-            (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, frozen, *inputs)
-            return jax.tree.map(jnp.add, total, {"grads": grads, "loss": value, **aux})
-
         def update(state: TrainState, total: dict[str, Any]) -> tuple[TrainState, dict[str, jax.Array]]:
             state, values = apply_or_skip(state, total["grads"], total["loss"], optimizer)
             return state, values | {name: total[name] for name in ("loss", *sums)}
 
         self.zeros = Program(f"{what}: accumulator", zeros, mesh=mesh)
-        self.gradient = Program(f"{what}: gradient", add_gradient, donate=(1,), report=report, mesh=mesh)
+        self.gradient = Program(f"{what}: gradient", make_add_gradient(loss), donate=(1,), report=report, mesh=mesh)
         self.update = Program(f"{what}: optimiser", update, donate=(0,), report=report, mesh=mesh)
 
     def run(self, state: TrainState, frozen: Any, passes: Iterable[Sequence[Any]]

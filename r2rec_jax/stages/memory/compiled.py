@@ -25,6 +25,7 @@ from r2rec_jax.training.rollouts import GroupBatch
 from r2rec_jax.training.rows import RowShape
 from r2rec_jax.training.sft import SUMS as SFT_SUMS
 from r2rec_jax.training.sft import make_sft_loss
+from r2rec_jax.training.updates import make_add_gradient
 
 
 def abstract_batch(rows: int, shape: RowShape) -> Batch:
@@ -78,9 +79,4 @@ def gradient_program(model: FrozenModel, shapes: Shapes, config: TrainConfig, st
         group = GroupBatch(batch, **arrays)
         loss, sums, inputs = make_grpo_loss(model, config.grpo), GRPO_SUMS, (group,)
     total = {"grads": trained, **{name: number for name in ("loss", *sums)}}
-
-    def add_gradient(params: Any, total: dict[str, Any], frozen: Any, *inputs: Any) -> dict[str, Any]:
-        (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, frozen, *inputs)
-        return jax.tree.map(jnp.add, total, {"grads": grads, "loss": value, **aux})
-
-    return add_gradient, (trained, total, frozen, *inputs)
+    return make_add_gradient(loss), (trained, total, frozen, *inputs)

@@ -27,15 +27,13 @@ import jax.numpy as jnp
 from r2rec_jax.config import TrainConfig
 from r2rec_jax.models.blockwise import ACCELERATOR_BLOCK, CPU_BLOCK, tile_sizes
 from r2rec_jax.models.llama import LlamaConfig, abstract_llama, split_llama
+from r2rec_jax.models.logprobs import CHUNK
 from r2rec_jax.models.products import resolve_matmul_dtype
 from r2rec_jax.parallel.sharding import names_of, spec_of
 from r2rec_jax.sampling.decoder import Buckets, size_bucket
 from r2rec_jax.sampling.program import empty_caches
 from r2rec_jax.training.rollouts import SHARES
 from r2rec_jax.training.rows import RowShape, round_up
-
-CHUNK = 256
-"""Positions that go through the head at a time (``models.logprobs``)."""
 
 
 @dataclass(frozen=True)
