@@ -11,10 +11,10 @@ stops as soon as it sees that.
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -267,37 +267,12 @@ def _restore(checkpoints: TreeCheckpoints, state: LoopState, done: _Progress) ->
 
 def _ahead(batches: Iterator[Batch], size: int = AHEAD) -> Generator[Batch]:
     """The same batches, made in a thread of their own up to ``size`` in advance; its errors come out here."""
-    made: queue.Queue[tuple[str, Any]] = queue.Queue(size)
-    closed = threading.Event()
-
-    def put(kind: str, value: Any) -> bool:
-        while not closed.is_set():
-            try:
-                made.put((kind, value), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for batch in batches:
-                if not put("batch", batch):
-                    return
-            put("end", None)
-        except BaseException as error:
-            put("error", error)
-
-    thread = threading.Thread(target=work, daemon=True, name="batches")
-    thread.start()
+    end = object()
+    worker = ThreadPoolExecutor(1, "batches")
     try:
-        while True:
-            kind, value = made.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
+        made = deque(worker.submit(next, batches, end) for _ in range(size))
+        while (batch := made.popleft().result()) is not end:
+            made.append(worker.submit(next, batches, end))
+            yield batch
     finally:
-        closed.set()
-        thread.join()
+        worker.shutdown(cancel_futures=True)

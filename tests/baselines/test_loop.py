@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import pytest
 
 from r2rec_jax.baselines.classical.popularity import Popularity
 from r2rec_jax.baselines.events import contexts_from, events_from
-from r2rec_jax.baselines.loop import train
+from r2rec_jax.baselines.loop import _ahead, train
 from r2rec_jax.config import DataConfig
 from r2rec_jax.config.baselines import PopularityConfig
 from r2rec_jax.data.movielens import load_movielens
@@ -161,6 +164,60 @@ def test_an_error_while_batches_are_made_comes_out_of_the_loop() -> None:
 
     with pytest.raises(ValueError, match="a batch must be"):
         train(Toy(before_batch=fail), seed=0, validate=closeness)
+
+
+def _made(seen: list[int], count: int, fail_at: int | None = None) -> Iterator[int]:
+    for number in range(count):
+        if number == fail_at:
+            raise ValueError("a batch must be; got none")
+        seen.append(number)
+        yield number
+
+
+def _worker_rests(worker: str = "batches") -> bool:
+    return not any(thread.name.startswith(worker) for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("count", (0, 1, 3, 20))
+def test_batches_made_ahead_keep_their_order(count: int) -> None:
+    assert list(_ahead(_made([], count), 3)) == list(range(count))
+    assert _worker_rests()
+
+
+def test_no_more_than_so_many_batches_are_made_ahead() -> None:
+    seen: list[int] = []
+    batches = _ahead(_made(seen, 20), 3)
+    for number in batches:
+        deadline = time.monotonic() + 5
+        while len(seen) < min(number + 4, 20) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.005)  # a fifth one would be made by now
+        assert seen == list(range(min(number + 4, 20)))
+
+
+def test_an_error_comes_after_the_batches_before_it() -> None:
+    batches = _ahead(_made([], 20, fail_at=5), 3)
+    assert list(islice(batches, 5)) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="a batch must be"):
+        next(batches)
+    assert _worker_rests()
+
+
+def test_closing_early_waits_for_the_batch_at_work_alone() -> None:
+    held, seen = threading.Event(), list[int]()
+
+    def slow() -> Iterator[int]:
+        for number in range(20):
+            if number:
+                held.wait(5)
+            seen.append(number)
+            yield number
+
+    batches = _ahead(slow(), 3)
+    assert next(batches) == 0
+    threading.Timer(0.2, held.set).start()
+    batches.close()
+    assert seen == [0, 1] and _worker_rests()
 
 
 def test_a_closed_form_model_is_solved_and_validated() -> None:
