@@ -5,8 +5,7 @@ No code of a checkpoint is ever run and nothing is unpickled: config.json and sa
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from r2rec_jax.config import LoraConfig
+from r2rec_jax.files import write_json
 from r2rec_jax.models.backbone import Backbone, assemble, hf_tensors, parameter
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.models.gguf import read_gguf
@@ -149,9 +149,9 @@ def save_merged(
             weight_map |= dict.fromkeys(names, file)
         if len(shards) > 1:
             total = dtype.itemsize * sum(int(np.prod(s.our_shape)) for s in slots)
-            _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        _write_json(folder / "config.json", _config_for_export(backbone))
-        _write_json(folder / "generation_config.json", _generation_config(backbone))
+            write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
+        write_json(folder / "config.json", _config_for_export(backbone), indent=2)
+        write_json(folder / "generation_config.json", _generation_config(backbone), indent=2)
         if tokenizer_save is not None:
             tokenizer_save(folder)
     return Path(out).expanduser()
@@ -215,7 +215,3 @@ def _generation_config(backbone: Backbone) -> dict[str, Any]:
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     known = {name: backbone.hf_config.get(name) for name in names}
     return {"_from_model_config": True, **{name: value for name, value in known.items() if value is not None}}
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -8,7 +8,6 @@ names and shapes alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from r2rec_jax.config import LoraConfig
+from r2rec_jax.files import write_json
 from r2rec_jax.models.backbone import Backbone
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.models.tensor_files import open_safetensors
@@ -71,11 +71,11 @@ def save_adapter(
             tensors[name_b] = np.ascontiguousarray(b[i].T)
     with new_folder(out) as folder:
         save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
-        _write_json(folder / CONFIG, _peft_config(lora_config, _found_from_anywhere(backbone.source)))
-        _write_json(folder / RECORD, {
+        write_json(folder / CONFIG, _peft_config(lora_config, _found_from_anywhere(backbone.source)), indent=2)
+        write_json(folder / RECORD, {
             "format": 1, "base_sha256": backbone.sha256, "base_source": backbone.source,
             "base_weights_sha256": backbone.weights_sha256, "quantize": backbone.quantize,
-            "lora": {"rank": lora_config.rank, "alpha": lora_config.alpha, "targets": list(lora_config.targets)}})
+            "lora": {"rank": lora_config.rank, "alpha": lora_config.alpha, "targets": list(lora_config.targets)}}, indent=2)
         if tokenizer_save is not None:
             tokenizer_save(folder)
     return Path(out).expanduser()
@@ -226,7 +226,3 @@ def _describe(lora_config: LoraConfig | None) -> str:
     if lora_config is None:
         return "no adapter"
     return f"rank {lora_config.rank}, alpha {lora_config.alpha:g}, targets {','.join(lora_config.targets)}"
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

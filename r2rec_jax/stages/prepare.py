@@ -6,7 +6,6 @@ The same configuration and sources give the same bytes.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from r2rec_jax.data.load import load_dataset
 from r2rec_jax.data.queries import SPLITS, Query, save_candidates, save_queries, write_lines
 from r2rec_jax.data.splits import Queries, draw_queries, training_edges
 from r2rec_jax.data.storage import write_dataset
+from r2rec_jax.files import write_json
 from r2rec_jax.graph.bipartite import build
 from r2rec_jax.graph.chains import Chain
 from r2rec_jax.models.folders import new_folder
@@ -142,5 +142,5 @@ def _write(folder: Path, dataset: Dataset, training: NDArray[np.bool_], queries:
                      for query in queries.all()))}
         files = {path.name: sha256_of_member(path) for path in sorted(new.iterdir())}
         manifest = {**manifest, **names, "files": files}
-        (new / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(new / "manifest.json", manifest, indent=2)
     return manifest
