@@ -31,6 +31,7 @@ import orbax.checkpoint as ocp
 
 from r2rec_jax.files import read_json, sync, sync_tree, write_json
 from r2rec_jax.progress import say
+from r2rec_jax.reasons import one_line
 
 KEEP = 2
 _BLOCK = 1 << 20
@@ -279,12 +280,6 @@ def list_files(folder: Path) -> dict[str, list[int]]:
 def checksum(array: Any) -> int:
     """CRC-32 of an array's bytes."""
     return zlib.crc32(np.ascontiguousarray(np.asarray(array)).view(np.uint8).data)
-
-
-def one_line(error: BaseException, limit: int = 240) -> str:
-    """An error's message on one line, shortened."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _shape_of(x: Any) -> jax.ShapeDtypeStruct:

@@ -117,7 +117,7 @@ def _fetch_all(url: str, target: Path, file: BinaryIO) -> None:
                 return
             reason = f"the connection ended after {_size(file)} bytes"
         except (OSError, http.client.HTTPException) as error:
-            reason = _reason(error)
+            reason = reason_of(error)
             passing = not isinstance(error, urllib.error.HTTPError) or error.code in _PASSING
             if not passing or (_size(file) == before and failures == 0 and not _answered(error)):
                 raise Unreachable(f"{url}: {reason}") from None
@@ -208,6 +208,7 @@ def _answered(error: BaseException) -> bool:
     return isinstance(error, (urllib.error.HTTPError, http.client.HTTPException, ConnectionResetError, TimeoutError))
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What a failed request says, on one line: an URLError speaks for the error inside it."""
     plain = isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError)
     return " ".join(str(getattr(error, "reason", error) if plain else error).split()) or type(error).__name__

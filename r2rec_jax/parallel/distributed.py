@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 
 from r2rec_jax import stopping
 from r2rec_jax.config.parallel import ParallelConfig
+from r2rec_jax.reasons import one_line
 
 HEARTBEAT_S = 30
 """A process that has not been heard of for so long is dead, and its end ends the others; nor does one that is done
@@ -64,7 +65,7 @@ def start(config: ParallelConfig) -> None:
             heartbeat_timeout_seconds=HEARTBEAT_S, shutdown_timeout_seconds=HEARTBEAT_S)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"parallel.distributed 'auto' could not start {_place(config)} "
-                         f"({_one_line(error)}); set parallel.coordinator, parallel.num_processes and "
+                         f"({one_line(error)}); set parallel.coordinator, parallel.num_processes and "
                          "parallel.process_id, and start every process") from None
 
 
@@ -72,10 +73,6 @@ def _place(config: ParallelConfig) -> str:
     if config.coordinator is None:
         return "from the environment"
     return f"process {config.process_id} of {config.num_processes} with coordinator {config.coordinator}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def is_first() -> bool:
@@ -109,7 +106,7 @@ def on_first(work: Callable[[], Any]) -> Any:
         except stopping.Interrupted as request:
             failure, outcome = request, {"stopped": request.number}
         except Exception as error:
-            failure, outcome = error, {"failed": f"{type(error).__name__}: {_one_line(error)}"}
+            failure, outcome = error, {"failed": f"{type(error).__name__}: {one_line(error)}"}
     outcome = _share(outcome)
     if failure is not None:
         raise failure
@@ -157,7 +154,7 @@ def leading(call: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     try:
         yield together
     except Exception as error:
-        _share({"failed": f"{type(error).__name__}: {_one_line(error)}"})
+        _share({"failed": f"{type(error).__name__}: {one_line(error)}"})
         raise
     _share({})
 
@@ -201,7 +198,7 @@ def company() -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        text = _one_line(error)
+        text = one_line(error)
         if not several() or not any(mark in text for mark in ("Gloo", "NCCL", "oordination", "arrier")):
             raise
         raise RuntimeError(

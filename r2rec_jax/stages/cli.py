@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from r2rec_jax import files, stopping
 from r2rec_jax.config import TrainConfig
 from r2rec_jax.parallel.kept import keep_compiled
+from r2rec_jax.reasons import one_line
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ def parse(parser: Any, argv: Sequence[str] | None) -> Any:
     try:
         return parser.parse_args(argv)
     except ArgumentError as error:
-        raise BadInput(one_line(str(error))) from None
+        raise BadInput(one_line(error, None)) from None
 
 
 def parse_train_config(parser: Any, argv: Sequence[str] | None) -> tuple[TrainConfig, Any]:
@@ -74,13 +75,8 @@ def from_plain(kind: type[T], plain: Any, what: str) -> T:
     try:
         made = parser.instantiate(parser.parse_object(plain))
     except ArgumentError as error:
-        raise BadInput(f"{what}: {one_line(str(error))}") from None
+        raise BadInput(f"{what}: {one_line(error, None)}") from None
     return kind(**{field.name: made[field.name] for field in fields(kind)})  # type: ignore[arg-type]
-
-
-def one_line(text: str) -> str:
-    """Collapse all white space, so that a reason stays on one line."""
-    return " ".join(text.split())
 
 
 def write_json(path: str | None, value: Any) -> None:
@@ -107,13 +103,12 @@ def run_entry(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] 
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("R2REC_TRACEBACK"):
             raise
-        reason = one_line(str(error)) or type(error).__name__
-        print(f"error: {reason}", file=sys.stderr)
+        print(f"error: {one_line(error, None)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except RuntimeError as error:
         if os.environ.get("R2REC_TRACEBACK"):
             raise
-        print(f"error: {one_line(str(error))} (R2REC_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(f"error: {one_line(error, None)} (R2REC_TRACEBACK=1 shows where)", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt as request:
         number = request.number if isinstance(request, stopping.Interrupted) else signal.SIGINT

@@ -14,7 +14,7 @@ import json
 import re
 from typing import Any, ClassVar
 
-from r2rec_jax.tokens.parts import one_line
+from r2rec_jax.reasons import one_line
 
 USER, SYSTEM, ASSISTANT = "user", "system", "assistant"
 

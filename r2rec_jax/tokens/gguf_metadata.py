@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from r2rec_jax.tokens.parts import TokenizerParts, one_line
+from r2rec_jax.reasons import one_line
+from r2rec_jax.tokens.parts import TokenizerParts
 from r2rec_jax.tokens.sentencepiece_model import added_token, bos_processor
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4

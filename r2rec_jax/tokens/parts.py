@@ -18,6 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer as RustTokenizer
 
 from r2rec_jax.files import write_text
+from r2rec_jax.reasons import one_line
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -221,9 +222,3 @@ def _load_with_transformers(source: str) -> TokenizerParts:
         backend.to_str(), _default_template(loaded.chat_template),
         loaded.bos_token, loaded.eos_token, loaded.pad_token, loaded.unk_token, _words(source, loaded.init_kwargs),
     )
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """An exception's message on one line, shortened."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."

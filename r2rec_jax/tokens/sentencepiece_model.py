@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from r2rec_jax.tokens.parts import TokenizerParts, one_line
+from r2rec_jax.reasons import one_line
+from r2rec_jax.tokens.parts import TokenizerParts
 
 SPACE = "\u2581"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6

@@ -26,12 +26,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from r2rec_jax.checkpoints import one_line
 from r2rec_jax.config import GrpoConfig
 from r2rec_jax.models.lora import copy_lora, zeros_like_lora
 from r2rec_jax.parallel.compiling import Report, silent
 from r2rec_jax.parallel.distributed import FirstFailed, check_stop, on_first
 from r2rec_jax.parallel.sharding import place
+from r2rec_jax.reasons import one_line
 from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.tokens.examples import Batch, Example
 from r2rec_jax.tokens.loader import make_loader

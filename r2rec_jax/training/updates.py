@@ -23,7 +23,7 @@ LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def make_add_gradient(loss: LossFn) -> Callable[..., dict[str, Any]]:
-    """``add_gradient(params, total, frozen, *inputs)``: ``total`` plus the gradient, the loss and the sums of a pass."""
+    """``add_gradient(params, total, frozen, *inputs)``: ``total`` plus a pass's gradient, loss and sums."""
     def add_gradient(params: Any, total: dict[str, Any], frozen: Any, *inputs: Any) -> dict[str, Any]:
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, frozen, *inputs)
         return jax.tree.map(jnp.add, total, {"grads": grads, "loss": value, **aux})

@@ -22,8 +22,9 @@ from r2rec_jax.config.data import WITHOUT_EFFECT as DATA_PLACES
 from r2rec_jax.config.experiments import BASELINES, Experiment, ExperimentList
 from r2rec_jax.files import read_json
 from r2rec_jax.prompts.templates import TEMPLATE_VERSION
+from r2rec_jax.reasons import one_line
 from r2rec_jax.stages.baselines import BaselineConfig
-from r2rec_jax.stages.cli import BadInput, add_train_config, from_plain, make_parser, one_line, parse_train_config
+from r2rec_jax.stages.cli import BadInput, add_train_config, from_plain, make_parser, parse_train_config
 from r2rec_jax.stages.run import FIRST_TEXTS, builds_on, config_from_plain
 
 COUNTS = ("eval_users", "validation_users", "sft_queries", "rl_queries")
@@ -134,7 +135,7 @@ def read_list(path: str | Path) -> ExperimentList:
     try:
         plain = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise BadInput(f"the list must be a YAML file; {path}: {one_line(str(error))}") from None
+        raise BadInput(f"the list must be a YAML file; {path}: {one_line(error, None)}") from None
     if not isinstance(plain, dict):
         raise BadInput(f"the list must be a YAML file with a name, a title and experiments; {path} is none")
     known = Experiment.__dataclass_fields__  # jsonargparse drops what a dataclass within a list does not have
@@ -254,7 +255,7 @@ def _resolve(asked: ExperimentList, experiment: Experiment, seed: int, run_dir: 
     try:
         config = parse_train_config(parser, ["--config", asked.config, *flags])[0]
     except ValueError as error:
-        raise BadInput(f"experiment {experiment.name}: {one_line(str(error))}") from None
+        raise BadInput(f"experiment {experiment.name}: {one_line(error, None)}") from None
     frozen = config.data.eval_users if experiment.split == "test" else config.data.validation_users
     if not 1 <= (config.evaluate.users or frozen) <= frozen:
         raise BadInput(f"experiment {experiment.name}: evaluate.users must be in 1..{frozen}, the {experiment.split} "
