@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from r2rec_jax.bench.counts import Size, decode_bytes, sft_flops
-from r2rec_jax.bench.inputs import Pair, equal_pairs, mixed_pairs, trained_throughout
+from r2rec_jax.bench.inputs import sft_data
 from r2rec_jax.bench.presets import Preset
 from r2rec_jax.bench.timing import median, spread
 from r2rec_jax.progress import say
@@ -140,12 +140,6 @@ def rows_of(work: str, preset: Preset, samples: Samples, notes: Mapping[str, Any
         add.cost("seconds", lambda s: s["seconds"], "safetensors and adapter, every page read")
         add.cost("peak_host_gb", lambda s: s["peak_host_gb"], "above the process with its libraries")
     return add.rows
-
-
-def sft_data(preset: Preset, vocab: int) -> dict[str, list[Pair]]:
-    """The three kinds of SFT update by name."""
-    equal = equal_pairs(preset, vocab)
-    return {"equal": equal, "throughout": trained_throughout(equal), "mixed": mixed_pairs(preset, vocab)}
 
 
 def _decode_seconds(sample: Mapping[str, float]) -> float:

@@ -64,6 +64,12 @@ def mixed_pairs(preset: Preset, vocab: int) -> list[Pair]:
     return _pairs(lengths, vocab, "sft mixed")
 
 
+def sft_data(preset: Preset, vocab: int) -> dict[str, list[Pair]]:
+    """The three kinds of SFT update by name."""
+    equal = equal_pairs(preset, vocab)
+    return {"equal": equal, "throughout": trained_throughout(equal), "mixed": mixed_pairs(preset, vocab)}
+
+
 def _pairs(lengths: Sequence[tuple[int, int]], vocab: int, name: str) -> list[Pair]:
     rng = _stream(name)
     return [Pair(tuple(rng.integers(FIRST_ID, vocab, p).tolist()), tuple(rng.integers(FIRST_ID, vocab, c).tolist()))

@@ -12,15 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from r2rec_jax.bench.inputs import (
-    Pair,
-    equal_pairs,
-    mixed_pairs,
-    prompts,
-    reward,
-    text_of,
-    trained_throughout,
-)
+from r2rec_jax.bench.inputs import Pair, equal_pairs, prompts, reward, sft_data, text_of
 from r2rec_jax.bench.presets import SEED, SHAPES, TEMPERATURE, TOP_P, Preset
 from r2rec_jax.bench.timing import Work, best, peak_host_gb, timed
 from r2rec_jax.bench.works import DRAWN, Draw
@@ -244,10 +236,8 @@ class SftWork:
     """Whole updates: packing, passes, optimiser."""
 
     def __init__(self, side: Ours) -> None:
-        self.side, vocab = side, side.backbone.config.vocab_size
-        equal = equal_pairs(side.preset, vocab)
-        self.data: Mapping[str, Sequence[Pair]] = {
-            "equal": equal, "throughout": trained_throughout(equal), "mixed": mixed_pairs(side.preset, vocab)}
+        self.side = side
+        self.data = sft_data(side.preset, side.backbone.config.vocab_size)
         optimizer = make_optimizer(LR, "constant", 0.0, 1, 0.0, 1.0)
         self.updates = Updates(make_sft_loss(side.frozen()), SFT_SUMS, optimizer, side.report)
         self.state = init_state(side.lora, optimizer)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from r2rec_jax.bench.inputs import Pair, equal_pairs, mixed_pairs, prompts, trained_throughout
+from r2rec_jax.bench.inputs import Pair, equal_pairs, prompts, sft_data
 from r2rec_jax.bench.presets import SEED, TEMPERATURE, TOP_P, Preset
 from r2rec_jax.bench.timing import Work, best, forget_peak_host, peak_host_gb, timed
 from r2rec_jax.bench.works import DRAWN, Draw
@@ -237,9 +237,7 @@ class SftWork:
 
     def __init__(self, side: PyTorch, micro: Mapping[str, int]) -> None:
         self.side, self.micro, torch = side, micro, side.torch
-        equal = equal_pairs(side.preset, side.vocab)
-        self.data = {"equal": equal, "throughout": trained_throughout(equal),
-                     "mixed": mixed_pairs(side.preset, side.vocab)}
+        self.data = sft_data(side.preset, side.vocab)
         self.trained = [parameter for parameter in side.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=LR, weight_decay=0.0, fused=side.on_gpu)
 

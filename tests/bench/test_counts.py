@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from r2rec_jax.bench.__main__ import main, parse_works
-from r2rec_jax.bench.compare import rows_of, sft_data
+from r2rec_jax.bench.compare import rows_of
 from r2rec_jax.bench.counts import Size, decode_bytes, sft_flops
-from r2rec_jax.bench.inputs import Pair, mixed_pairs, prompts, recorded_lengths, reward, text_of
+from r2rec_jax.bench.inputs import Pair, mixed_pairs, prompts, recorded_lengths, reward, sft_data, text_of
 from r2rec_jax.bench.presets import PRESETS, SHAPES, WORKS, Decoding, preset_named
 from r2rec_jax.bench.projection import project
 from r2rec_jax.bench.report import check_earlier, kept_of, merge
