@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from r2rec_jax.data.interactions import Dataset
 from r2rec_jax.data.queries import Query
+from r2rec_jax.data.splits import item_edges
 from r2rec_jax.evaluation.predictions import Prediction
 from r2rec_jax.evaluation.ranking import MISS, rank_from_scores, rank_in_catalogue
 from r2rec_jax.files import write_json_lines
@@ -121,6 +122,12 @@ def read_ranks(path: str | Path) -> list[RankRecord]:
     if not found:
         raise ValueError(f"{path} must hold at least one rank record; got none; evaluate the system again")
     return list(found.values())
+
+
+def edges_of_targets(dataset: Dataset, training: NDArray[np.bool_], queries: Sequence[Query]) -> dict[str, int]:
+    """Raw item id -> training edges of every query's target, for :func:`from_predictions`."""
+    edges = item_edges(dataset, training)
+    return {dataset.items[query.target].item_id: int(edges[query.target]) for query in queries}
 
 
 def from_predictions(predictions: Sequence[Prediction], target_edges: Mapping[str, int] | None = None

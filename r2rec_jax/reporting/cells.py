@@ -1,8 +1,10 @@
-"""Cells and tables in Markdown, for reports that are made from result files."""
+"""Cells, tables and links in Markdown, for reports that are made from result files."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,3 +36,8 @@ def mean_spread(values: Sequence[float], form: str) -> str:
 def interval(test: Entry) -> str:
     """A difference with its 95% interval."""
     return f"{test['difference']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]"
+
+
+def linked(path: Path, folder: Path) -> str:
+    """A file's path as a document in ``folder`` links it."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

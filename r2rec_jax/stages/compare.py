@@ -10,7 +10,6 @@ Two kinds of folders are read, or any folder above them:
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -29,6 +28,7 @@ from r2rec_jax.evaluation.ranks import read_ranks
 from r2rec_jax.evaluation.tables import result_file
 from r2rec_jax.files import read_json, write_json, write_text
 from r2rec_jax.reporting.breakdowns import plot_breakdowns
+from r2rec_jax.reporting.cells import linked
 from r2rec_jax.reporting.comparison import markdown_report
 from r2rec_jax.reporting.terminal import print_comparison
 from r2rec_jax.stages.cli import make_parser, parse
@@ -67,7 +67,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         plot_breakdowns(reports, Path(given.plot).expanduser())
     if given.markdown is not None:
         out = Path(given.markdown).expanduser()
-        link = None if given.plot is None else _relative(Path(given.plot).expanduser(), out.parent)
+        link = None if given.plot is None else linked(Path(given.plot).expanduser(), out.parent)
         write_text(out, markdown_report(reports, link))
     if given.json is not None:
         write_json(given.json, comparison_file(reports))
@@ -225,8 +225,3 @@ def _baseline(folder: Path) -> list[SystemRun]:
                 dataset=row["dataset"], negatives=row["negatives"], split=row["split"], seed=row["seed"],
                 split_seed=row.get("split_seed", row["seed"]), records=tuple(read_ranks(path))))
     return runs
-
-
-def _relative(path: Path, folder: Path) -> str:
-    """A file's path as a document in ``folder`` links it."""
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

@@ -24,7 +24,6 @@ from r2rec_jax.config import EvaluateConfig, PromptConfig, TrainConfig, as_plain
 from r2rec_jax.config.output import SHAPING
 from r2rec_jax.data.candidates import Negatives
 from r2rec_jax.data.queries import Query, split_name
-from r2rec_jax.data.splits import item_edges
 from r2rec_jax.evaluation.generation import policy_generate
 from r2rec_jax.evaluation.predictions import Prediction, PredictionLog, read_predictions
 from r2rec_jax.evaluation.protocol import (
@@ -35,7 +34,7 @@ from r2rec_jax.evaluation.protocol import (
     evaluate_system,
     summarize,
 )
-from r2rec_jax.evaluation.ranks import from_predictions, write_ranks
+from r2rec_jax.evaluation.ranks import edges_of_targets, from_predictions, write_ranks
 from r2rec_jax.evaluation.significance import compare
 from r2rec_jax.evaluation.tables import result_file
 from r2rec_jax.files import write_json
@@ -143,7 +142,7 @@ def make_generate(work: Workspace, checkpoint: str, config: EvaluateConfig) -> G
 
 
 @dataclass(frozen=True)
-class Exam:
+class PolicyExam:
     """What the checkpoints are asked, and how they answer.
 
     Attributes:
@@ -164,14 +163,15 @@ class Exam:
     truth: Callable[[Sequence[Prediction]], float | None]
 
 
-def make_exam(work: Workspace, config: EvaluateConfig) -> Exam:
+def make_exam(work: Workspace, config: EvaluateConfig) -> PolicyExam:
     """The exam of a method: rendered prompts to be completed, or plain texts whose continuations are scored."""
     queries = evaluation_queries(work, config)
     if config.method == "likelihood":
         texts = [likelihood_query(work.prepared, query, work.tokenizer, config.lines) for query in queries]
         longest = max(len(text.asked.prompt_ids) for text in texts)
-        return Exam([text.asked for text in texts], lambda name: policy_likelihood(work, name, texts, config), "titles",
-                    1, {"prompts": len(texts), "longest_prompt_tokens": longest}, lambda predictions: None)
+        return PolicyExam([text.asked for text in texts], lambda name: policy_likelihood(work, name, texts, config),
+                          "titles", 1, {"prompts": len(texts), "longest_prompt_tokens": longest},
+                          lambda predictions: None)
     prepared, prompts, counts = work.prepared, work.config.prompts, {}
     if config.chains == "swapped":
         prepared, counts["left_out_chains"] = with_swapped_chains(
@@ -181,9 +181,9 @@ def make_exam(work: Workspace, config: EvaluateConfig) -> Exam:
     rendered = render_queries(prepared, queries, prompts, work.tokenizer, shown_thoughts(work, queries, prepared))
     known = cache(lambda: _known_truths(rendered, prompts))
     own_words = work.config.thoughts.teacher == "template"
-    return Exam([r.for_evaluation(prepared) for r in rendered], lambda name: make_generate(work, name, config),
-                prompts.answer.form, config.answers, count_dropped(rendered) | counts,
-                lambda predictions: true_rate(rendered, known(), predictions) if own_words else None)
+    return PolicyExam([r.for_evaluation(prepared) for r in rendered], lambda name: make_generate(work, name, config),
+                      prompts.answer.form, config.answers, count_dropped(rendered) | counts,
+                      lambda predictions: true_rate(rendered, known(), predictions) if own_words else None)
 
 
 def _known_truths(rendered: Sequence[RenderedQuery], config: PromptConfig) -> list[Truth]:
@@ -207,7 +207,7 @@ def true_rate(rendered: Sequence[RenderedQuery], known: Sequence[Truth], predict
     return true / statements if statements else None
 
 
-def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig, exam: Exam) -> list[Prediction]:
+def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig, exam: PolicyExam) -> list[Prediction]:
     """Predictions of one checkpoint, resumed from what its file holds already.
 
     All processes decode every batch together; process 0 decides which batches are left, judges and keeps the answers,
@@ -233,7 +233,8 @@ def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig
             source=source, batch_size=config.batch_size, form=exam.form, answers=exam.answers)
 
 
-def _take_own(work: Workspace, checkpoint: str, config: EvaluateConfig, exam: Exam, path: Path, source: str) -> None:
+def _take_own(work: Workspace, checkpoint: str, config: EvaluateConfig, exam: PolicyExam, path: Path, source: str
+              ) -> None:
     """A look at fewer or more users begins with the answers that the run has already."""
     own = evaluation_files(work, checkpoint, replace(config, users=work.config.evaluate.users)).predictions
     if own != path and own.exists() and not path.exists():
@@ -253,11 +254,11 @@ def evaluate_run(work: Workspace, config: EvaluateConfig, checkpoints: Sequence[
     return on_first(lambda: _report(work, config, exam, predictions, file))
 
 
-def _report(work: Workspace, config: EvaluateConfig, exam: Exam,
+def _report(work: Workspace, config: EvaluateConfig, exam: PolicyExam,
             predictions: dict[str, list[Prediction]], file: Path) -> dict[str, Any]:
     """Rows, ranks and comparison of what was answered, written."""
-    c = work.config
-    edges = _target_edges(work, config)
+    c, prepared = work.config, work.prepared
+    edges = edges_of_targets(prepared.dataset, prepared.training, prepared.queries[config.split])
     rows = [summarize(mine, dataset=c.data.label, negatives=negatives_of(work, config), seed=c.train_seed,
                       split=split_name(c.data.split, config.split), target_edges=edges)
             | {"split_seed": c.data.split_seed, "candidates": c.data.candidates, "chains": config.chains,
@@ -288,14 +289,6 @@ def what(config: TrainConfig) -> str:
     adapted = f", trained further for {config.pretrain.steps} steps," if config.pretrain.adapt else ""
     return (f"{config.backbone.source}{adapted} on {config.data.label}: {config.data.sft_queries} SFT queries x "
             f"{config.sft.epochs}, {config.data.rl_queries} RL queries")
-
-
-def _target_edges(work: Workspace, config: EvaluateConfig) -> dict[str, int]:
-    """Raw item id -> training edges of every target of the split."""
-    prepared = work.prepared
-    edges = item_edges(prepared.dataset, prepared.training)
-    return {prepared.dataset.items[query.target].item_id: int(edges[query.target])
-            for query in prepared.queries[config.split]}
 
 
 def _compare(predictions: dict[str, list[Prediction]]) -> list[dict[str, Any]]:

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from r2rec_jax.config import EndpointConfig, EvaluateConfig, PromptConfig, TrainConfig, as_plain, fingerprint
-from r2rec_jax.data.queries import Query, Split, split_name
-from r2rec_jax.data.splits import item_edges
+from r2rec_jax.data.queries import Query, split_name
 from r2rec_jax.evaluation.predictions import Prediction, PredictionLog, read_predictions
 from r2rec_jax.evaluation.protocol import EvaluationQuery, judge, summarize
 from r2rec_jax.evaluation.ranking import hit_ratio
-from r2rec_jax.evaluation.ranks import from_predictions, write_ranks
+from r2rec_jax.evaluation.ranks import edges_of_targets, from_predictions, write_ranks
 from r2rec_jax.evaluation.tables import result_file
 from r2rec_jax.files import read_json, write_json
 from r2rec_jax.progress import bar, say
@@ -41,7 +40,7 @@ SETTING = "--server"
 
 
 @dataclass(frozen=True)
-class Exam:
+class HostedExam:
     """What a hosted model is asked.
 
     Attributes:
@@ -67,7 +66,7 @@ class Exam:
     of_run: bool
 
 
-def exam_of_run(work: Workspace, config: EvaluateConfig) -> Exam:
+def exam_of_run(work: Workspace, config: EvaluateConfig) -> HostedExam:
     """The prompts that the run's own systems get, word for word."""
     from r2rec_jax.stages.evaluation import evaluation_queries, lists_name, negatives_of
     from r2rec_jax.stages.rendering import render_queries
@@ -80,11 +79,11 @@ def exam_of_run(work: Workspace, config: EvaluateConfig) -> Exam:
     negatives = negatives_of(work, config)
     prepared = work.prepared if config.negatives is None else work.prepared.with_negatives(negatives)
     asked = [replace(r.for_evaluation(work.prepared), opened_think=False) for r in rendered]
-    return Exam(prepared, config, work.config.prompts, asked, work.run.folder(HOSTED), lists_name(work, config),
+    return HostedExam(prepared, config, work.config.prompts, asked, work.run.folder(HOSTED), lists_name(work, config),
                 prompts_identity(work.run, negatives), work.config.train_seed, True)
 
 
-def exam_of_prepared(folder: Path, prompts: PromptConfig, config: EvaluateConfig, out: Path) -> Exam:
+def exam_of_prepared(folder: Path, prompts: PromptConfig, config: EvaluateConfig, out: Path) -> HostedExam:
     """Prompts over a prepared folder, without a run: all chains are shown, whatever their length in tokens.
 
     Raises:
@@ -106,7 +105,7 @@ def exam_of_prepared(folder: Path, prompts: PromptConfig, config: EvaluateConfig
     lists = config.split if prepared.negatives == configured else f"{config.split}-{prepared.negatives}"
     manifest = prepared.manifest
     identity = [manifest["queries"], manifest["candidates"], manifest["chains"], as_plain(prompts), prepared.negatives]
-    return Exam(prepared, config, prompts, asked, out, lists, identity, manifest["config"]["train_seed"], False)
+    return HostedExam(prepared, config, prompts, asked, out, lists, identity, manifest["config"]["train_seed"], False)
 
 
 def _render(prepared: Prepared, query: Query, prompts: PromptConfig) -> EvaluationQuery:
@@ -131,7 +130,7 @@ def file_name(system: str) -> str:
     return name
 
 
-def evaluate_endpoint(exam: Exam, server: EndpointConfig, system: str) -> dict[str, Any]:
+def evaluate_endpoint(exam: HostedExam, server: EndpointConfig, system: str) -> dict[str, Any]:
     """Ask a hosted model for every ranking and write its result file; goes on where an earlier start stopped.
 
     Args:
@@ -154,8 +153,8 @@ def evaluate_endpoint(exam: Exam, server: EndpointConfig, system: str) -> dict[s
         older = [] if exam.of_run else _older_rows(folder / "result.json", system, exam)
         endpoint = Endpoint(server, folder / f"requests-{name}.jsonl", setting=SETTING)
         predictions = _ask_all(exam, endpoint, system, folder / f"predictions-{name}.jsonl")
-        edges = _target_edges(exam.prepared, exam.config.split)
-        data = exam.prepared.data_config
+        prepared, data = exam.prepared, exam.prepared.data_config
+        edges = edges_of_targets(prepared.dataset, prepared.training, prepared.queries[exam.config.split])
         row = summarize(predictions, dataset=data.label, negatives=exam.prepared.negatives, seed=exam.seed,
                         split=split_name(data.split, exam.config.split), target_edges=edges)
         row |= {"split_seed": data.split_seed, "candidates": data.candidates, **asdict(endpoint.spending)}
@@ -178,7 +177,7 @@ def _take_over(folder: Path, name: str, ranks: str) -> None:
         say(f"{earlier}: answers of {name} were moved to {folder}")
 
 
-def _older_rows(path: Path, system: str, exam: Exam) -> list[Mapping[str, Any]]:
+def _older_rows(path: Path, system: str, exam: HostedExam) -> list[Mapping[str, Any]]:
     """Rows of the same system on other candidate lists, which a result file keeps."""
     rows = read_json(path, "move the file away")["rows"] if path.exists() else []
     others = sorted({row["system"] for row in rows} - {system})
@@ -188,7 +187,7 @@ def _older_rows(path: Path, system: str, exam: Exam) -> list[Mapping[str, Any]]:
     return [row for row in rows if (row["negatives"], row["split"]) != mine]
 
 
-def _ask_all(exam: Exam, endpoint: Endpoint, system: str, path: Path) -> list[Prediction]:
+def _ask_all(exam: HostedExam, endpoint: Endpoint, system: str, path: Path) -> list[Prediction]:
     """A prediction for every query, those of earlier starts included."""
     c, server, form = exam.config, endpoint.config, exam.prompts.answer.form
     sampling = [c.temperature, c.top_p] if server.sampling else []
@@ -226,12 +225,6 @@ def _ask_all(exam: Exam, endpoint: Endpoint, system: str, path: Path) -> list[Pr
         reason = reason or f"{left} questions were left: {endpoint.why_unanswered}"
         raise Stopped(f"{reason}; {total - left} of {total} answers are kept in {path}; {GO_ON}")
     return [p for query in exam.queries for p in log.done[query.query_id]]
-
-
-def _target_edges(prepared: Prepared, split: Split) -> dict[str, int]:
-    """Raw item id -> training edges of every target of the split."""
-    edges, items = item_edges(prepared.dataset, prepared.training), prepared.dataset.items
-    return {items[query.target].item_id: int(edges[query.target]) for query in prepared.queries[split]}
 
 
 DESCRIPTION = """Ask a hosted model for the ranking of every frozen query, of a run (--run) or of a prepared folder

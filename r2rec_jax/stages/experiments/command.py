@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from r2rec_jax.config.experiments import BASELINES, ExperimentList
 from r2rec_jax.files import held, read_json, write_json, write_text
 from r2rec_jax.progress import say
+from r2rec_jax.reporting.cells import linked
 from r2rec_jax.reporting.evidence import evidence_report
 from r2rec_jax.reporting.evidence_plots import plot_hits, plot_rewards
 from r2rec_jax.stages.experiments.gathering import gather
@@ -114,10 +114,6 @@ def report(results: str, out: str) -> None:
             plots["hits"] = plot_hits(found, file.with_name(f"{file.stem}_hits.png"))
         reading = Path(found["list"]).with_suffix(".md")
         parts.append((found, reading.read_text(encoding="utf-8") if reading.exists() else "",
-                      {name: _linked(path, target.parent) for name, path in plots.items()}))
+                      {name: linked(path, target.parent) for name, path in plots.items()}))
     write_text(target, evidence_report(parts))
     say(f"report: {target}, from {', '.join(file.name for file in files)}")
-
-
-def _linked(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

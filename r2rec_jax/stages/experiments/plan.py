@@ -34,7 +34,7 @@ _PRODUCED_BY = {"base": "pretrain", "sft": "sft", "grpo": "grpo"}
 
 
 @dataclass(frozen=True)
-class Exam:
+class PlannedExam:
     """One evaluation of a trial.
 
     Attributes:
@@ -123,7 +123,7 @@ class Trial(Task):
 
     experiment: Experiment
     config: TrainConfig
-    exams: tuple[Exam, ...]
+    exams: tuple[PlannedExam, ...]
 
 
 def read_list(path: str | Path) -> ExperimentList:
@@ -168,9 +168,9 @@ def trials_of(asked: ExperimentList, seeds: Sequence[int] | None = None) -> list
             folder = root_of(asked) / experiment.name / f"seed-{seed}"
             config = _resolve(asked, experiment, seed, folder / "run")
             checkpoints = [_checkpoint(experiment, config, system) for system in experiment.systems]
-            exams = [Exam(name) for name in checkpoints]
-            exams += [Exam(name, "likelihood") for name in checkpoints if experiment.likelihood]
-            exams += [Exam(checkpoints[-1], chains=chains) for chains in experiment.diagnostics]
+            exams = [PlannedExam(name) for name in checkpoints]
+            exams += [PlannedExam(name, "likelihood") for name in checkpoints if experiment.likelihood]
+            exams += [PlannedExam(checkpoints[-1], chains=chains) for chains in experiment.diagnostics]
             order = {
                 "kind": "trial", "config": as_plain(config), "stages": list(needed_stages(config, checkpoints)),
                 "reuse": [str(root_of(asked) / name / f"seed-{seed}" / "run") for name in experiment.reuse],
