@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from r2rec_jax.models.shapes import DEEPSEEK_8B, KNOWN, SMOLLM2_135M
+
 WORKS = ("rollout", "sft", "grpo", "recommend", "load", "numerics")
 
 TEMPERATURE, TOP_P = 0.6, 0.9
@@ -95,22 +97,13 @@ class Preset:
         return asdict(self) | {"temperature": TEMPERATURE, "top_p": TOP_P, "seed": SEED}
 
 
-def _llama(vocab: int, hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, tied: bool, **more: Any
-           ) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden,
-        "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads, "head_dim": hidden // heads, "hidden_act": "silu", "rms_norm_eps": 1e-5,
-        "rope_theta": 1e5, "max_position_embeddings": 8192, "tie_word_embeddings": tied, "attention_bias": False,
-        "mlp_bias": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **more}
-
+_SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 SHAPES: Mapping[str, dict[str, Any]] = {
-    "random-smoke": _llama(300, 64, 128, 2, 4, 2, True),
-    "random-135m": _llama(49152, 576, 1536, 30, 9, 3, True),
-    "random-8b": _llama(128256, 4096, 14336, 32, 32, 8, False, rope_theta=5e5, rope_scaling={
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192}, max_position_embeddings=131072),
+    "random-smoke": {**KNOWN[SMOLLM2_135M], **_SPECIAL, "vocab_size": 300, "hidden_size": 64, "intermediate_size": 128,
+                     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
+    "random-135m": {**KNOWN[SMOLLM2_135M], **_SPECIAL},
+    "random-8b": {**KNOWN[DEEPSEEK_8B], **_SPECIAL},
 }
 """config.json of the backbones that are drawn at random; ``random-8b`` is DeepSeek-R1-Distill-Llama-8B's shape."""
 
