@@ -9,7 +9,15 @@ from typing import Literal
 
 from r2rec_jax.config.check import check
 
+NOUN_LIMIT = 40
+"""Longest noun of a domain, in characters."""
+
 _NOUN = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+){0,3}")
+
+
+def is_noun(word: str) -> bool:
+    """Whether prompts may call an item so: one to four words of letters."""
+    return bool(_NOUN.fullmatch(word)) and len(word) <= NOUN_LIMIT
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,8 @@ class TableConfig:
         check(self.user != self.item, "data.table.item", "another column than data.table.user", self.item)
         for name in ("noun", "plural"):
             word = getattr(self, name)
-            check(word is None or (bool(_NOUN.fullmatch(word)) and len(word) <= 40), f"data.table.{name}",
-                  "one to four words of letters, at most 40 characters", word, "it stands in every prompt")
+            check(word is None or is_noun(word), f"data.table.{name}",
+                  f"one to four words of letters, at most {NOUN_LIMIT} characters", word, "it stands in every prompt")
         check(self.delimiter is None or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n'),
               "data.table.delimiter", "one character, no quote and no line break", self.delimiter)
         check(bool(self.separator), "data.table.separator", "at least one character", self.separator)
