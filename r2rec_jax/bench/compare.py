@@ -127,12 +127,12 @@ def rows_of(work: str, preset: Preset, samples: Samples, notes: Mapping[str, Any
             add.rate(f"{kind}_tokens_per_s", sum(p.length for p in pairs), lambda s, k=kind: s[f"{k}_seconds"], about)
             add.rate(f"{kind}_flop_utilisation", sft_flops(size, pairs, preset.rank) / best["flops"],
                      lambda s, k=kind: s[f"{k}_seconds"], f"of {best['flops'] / 1e12:.2f} TFLOP/s")
-        add.constant("peak_memory_gb", {side: notes["memory"][side]["peak_gb"] for side in SIDES})
+        add.peak_memory({side: notes["memory"][side]["peak_gb"] for side in SIDES})
     elif work == "grpo":
         add.cost("step_seconds", lambda s: s["seconds"], _decoding(preset.grpo.decoding))
         for phase in ("rollout", "reward", "reference", "update"):
             add.cost(f"{phase}_seconds", lambda s, p=phase: s[f"{p}_seconds"])
-        add.constant("peak_memory_gb", {side: notes["memory"][side]["peak_gb"] for side in SIDES})
+        add.peak_memory({side: notes["memory"][side]["peak_gb"] for side in SIDES})
     elif work == "recommend":
         shape = preset.recommend
         add.rate("users_per_s", shape.prompts, lambda s: s["seconds"], _decoding(shape))
@@ -167,9 +167,9 @@ class _Rows:
         """Less is better."""
         self._add(metric, {side: [value(s) for s in self.samples[side]] for side in SIDES}, False, about)
 
-    def constant(self, metric: str, values: Mapping[Side, float], about: str = "") -> None:
-        """Less is better, measured once."""
-        self._add(metric, {side: [values[side]] for side in SIDES}, False, about)
+    def peak_memory(self, values: Mapping[Side, float]) -> None:
+        """Gigabytes, less is better, measured once."""
+        self._add("peak_memory_gb", {side: [values[side]] for side in SIDES}, False, "")
 
     def _add(self, metric: str, values: Mapping[Side, list[float]], more_is_better: bool, about: str) -> None:
         ours, pytorch = median(values["ours"]), median(values["pytorch"])

@@ -1,1 +1,1 @@
-"""models (see ARCHITECTURE.md)."""
+"""Llama with LoRA in JAX: attention, log-probabilities, int8 linears, and checkpoints in HF's format."""

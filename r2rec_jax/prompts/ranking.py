@@ -30,12 +30,10 @@ class RankingPrompt:
 
     Attributes:
         text: the whole user message.
-        chains_used: how many chains it shows.
         candidates: the candidates' labels, all different, in prompt order.
     """
 
     text: str
-    chains_used: int
     candidates: tuple[str, ...]
 
 
@@ -86,8 +84,7 @@ def render_ranking(view: QueryView, config: PromptConfig, chains_kept: int | Non
         blocks += _chains(view, chains, config, words)
     blocks += ["Candidates:", *(f"{number}. {text}" for number, text in enumerate(texts, start=1))]
     blocks.append(_instructions(words, config, count, has_chains=bool(chains)))
-    return RankingPrompt("\n".join(block for block in blocks if block), len(chains),
-                         item_labels(view.candidates))
+    return RankingPrompt("\n".join(block for block in blocks if block), item_labels(view.candidates))
 
 
 def _profile(view: QueryView) -> str:

@@ -9,26 +9,12 @@ the request for one statement a line, which keeps thoughts in the form that the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from r2rec_jax.prompts.answer import render_completion, render_rating
 from r2rec_jax.prompts.ranking import RATING_KEY
 from r2rec_jax.prompts.templates import Wording, wording
 from r2rec_jax.prompts.verbalize import TARGET, chain_text, neighbour_name, profile_text, rating_words, title_text
 from r2rec_jax.prompts.views import ChainView
-
-
-@dataclass(frozen=True)
-class ThoughtPrompt:
-    """A rendered rating question.
-
-    Attributes:
-        text: the whole user message.
-        rating: the masked rating, which the text does not show.
-    """
-
-    text: str
-    rating: int
 
 
 def _material(chain: ChainView, words: Wording) -> list[str]:
@@ -42,14 +28,14 @@ def _material(chain: ChainView, words: Wording) -> list[str]:
     ]
 
 
-def render_thought(chain: ChainView, domain: str) -> ThoughtPrompt:
-    """The rating question on a chain, its closing rating masked."""
+def render_thought(chain: ChainView, domain: str) -> str:
+    """The rating question on a chain, its closing rating masked: the whole user message."""
     lines = [
         *_material(chain, wording(domain)),
         "Reason inside <think> and </think>, one statement a line, hop by hop, each from what came before it. "
         "Then answer with the rating from 1 to 5: <answer>...</answer>",
     ]
-    return ThoughtPrompt("\n".join(line for line in lines if line), chain.rating_u1)
+    return "\n".join(line for line in lines if line)
 
 
 def render_thought_completion(statements: Sequence[str], rating: int, *, opened_think: bool = False) -> str:

@@ -262,5 +262,5 @@ def _thoughts(work: Workspace) -> Iterator[tuple[str, str]]:
     domain = work.config.prompts.template(work.prepared.dataset.domain)
     for chain, thought in written.items():
         if thought is not None:
-            yield (render_thought(chain, domain).text,
+            yield (render_thought(chain, domain),
                    render_thought_completion(thought.statements, thought.rating, opened_think=opened))

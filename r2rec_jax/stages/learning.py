@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -62,7 +63,7 @@ def pretrain_stage(work: Workspace) -> dict[str, Any]:
         checkpoints=_checkpoints(work, "pretrain", start, None), metrics=_metrics(work, "pretrain"))
     backbone = with_base(start, to_host(trained.params), c.backbone.source)
     _replace(folder / "backbone", lambda out: save_merged(backbone, None, out, tokenizer.save))
-    parameters = sum(int(np.prod(x.shape)) for x in _leaves(backbone.base))
+    parameters = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(backbone.base))
     texts = [text for phase in corpus.phases for text in phase]
     texts = [text if text.in_parts else text.end(c.pretrain.max_tokens) for text in texts]
     return {"parameters": parameters, "texts": len(texts), "tokens": sum(len(text.ids) for text in texts),
@@ -207,9 +208,3 @@ def _replace(folder: Path, write: Any) -> None:
             write(empty)
 
     on_first(renew)
-
-
-def _leaves(tree: nnx.State) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(tree)

@@ -226,10 +226,9 @@ def thought_examples(work: Workspace, rendered: Sequence[RenderedQuery], written
     wanted = round(config.sft.thought_weight * len(rendered))
     examples = []
     for number, _, r, chain, thought in pool[:wanted]:
-        prompt = render_thought(chain, domain)
         completion = render_thought_completion(thought.statements, thought.rating, opened_think=r.chat.opened_think)
-        examples.append(TextExample(f"{r.query.query_id}/chain-{number}", "thought", prompt.text, completion,
-                                    len(thought.statements)))
+        examples.append(TextExample(f"{r.query.query_id}/chain-{number}", "thought", render_thought(chain, domain),
+                                    completion, len(thought.statements)))
     return examples
 
 
@@ -262,7 +261,7 @@ def _make_tokenizer(work: Workspace, written: Written, shown: ChainThoughts | No
             target = _ranking_target(work, query, view, written, len(view.chains))
             texts.append(target.completion(view, config, opened_think=False))
             for chain in view.chains:
-                texts.append(render_thought(chain, view.domain).text)
+                texts.append(render_thought(chain, view.domain))
                 thought = written[chain]
                 if thought is not None:
                     texts.append("\n".join([*thought.statements, thought.one_line]))

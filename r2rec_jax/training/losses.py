@@ -28,7 +28,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 LossForm = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
 Scale = Literal["group", "batch", "none"]
-Importance = Literal["token", "sequence"]
 
 LOG_RATIO_LIMIT = 20.0
 STD_FLOOR = 1e-4

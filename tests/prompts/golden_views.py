@@ -104,7 +104,7 @@ def golden_examples(name: str) -> Iterator[Golden]:
     for number in range(4):
         chain = make_view(name, rng, chains=1).chains[0]
         thought = teacher.write(chain, str(number))
-        yield Golden(f"rating question {number + 1}", render_thought(chain, domain).text,
+        yield Golden(f"rating question {number + 1}", render_thought(chain, domain),
                      render_thought_completion(thought.statements, thought.rating))
     for number in range(2):
         chain = make_view(name, rng, chains=1).chains[0]

@@ -78,7 +78,6 @@ Candidates:
 Reason in <think> </think>, one statement a line: what the recent likes share, what each chain suggests. Then answer \
 with the candidate numbers of all 4, best first: <answer>7, 3, 12, ...</answer>"""
     assert prompt.candidates == ("The Killer (1989)", "L'Enfer (1994)", "unknown", "Alien (1979)")
-    assert prompt.chains_used == 2
 
 
 def test_without_facts_items_are_titles_and_years_everywhere() -> None:
@@ -129,9 +128,11 @@ def test_oldest_chains_are_dropped_first() -> None:
     assert shown_chains(VIEW, CONFIG, 0) == ()
     assert shown_chains(VIEW, CONFIG, 9) == CHAINS
     none = render_ranking(VIEW, CONFIG, 0)
-    assert none.chains_used == 0 and "\nInteraction chains: none.\n" in none.text and "each chain" not in none.text
+    assert "-> target user" not in none.text and "\nInteraction chains: none.\n" in none.text
+    assert "each chain" not in none.text
+    assert render_ranking(VIEW, CONFIG).text.count("-> target user") == 2
     one = render_ranking(VIEW, CONFIG, 1)
-    assert one.chains_used == 1 and one.text.count("-> target user") == 1
+    assert one.text.count("-> target user") == 1
     with pytest.raises(ValueError, match="chains_kept"):
         render_ranking(VIEW, CONFIG, -1)
 
@@ -164,9 +165,8 @@ def test_switches() -> None:
 def test_the_rating_question_masks_the_answer() -> None:
     for rating in range(1, 6):
         question = render_thought(replace(CHAINS[0], rating_u1=rating), "movies")
-        assert question.rating == rating
-        assert question.text == render_thought(CHAINS[0], "movies").text
-        assert "-?-> target user" in question.text and question.text.count("1234") == 1
+        assert question == render_thought(CHAINS[0], "movies")
+        assert "-?-> target user" in question and question.count("1234") == 1
         teacher = teacher_prompt(replace(CHAINS[0], rating_u1=rating), "movies")
         assert f"Correct answer: {rating} (" in teacher and "-?-> target user\n" in teacher
 

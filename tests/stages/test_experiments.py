@@ -45,7 +45,7 @@ def test_trials_are_experiments_with_seeds(tmp_path: Path) -> None:
     assert (main.config.train_seed, main.config.data.split_seed) == (3, 3)
     assert main.config.lora.rank == 2 and main.config.evaluate.users == 8
     assert main.folder == tmp_path / "runs" / "main" / "seed-3"
-    assert [(e.checkpoint, e.method, e.chains) for e in main.exams] == [
+    assert [(e["checkpoint"], e["method"], e["chains"]) for e in main.order["exams"]] == [
         *((name, "generate", "own") for name in ("base", "sft", "grpo")),
         *((name, "likelihood", "own") for name in ("base", "sft", "grpo")),
         ("grpo", "generate", "swapped"), ("grpo", "generate", "none")]

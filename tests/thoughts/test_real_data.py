@@ -65,7 +65,7 @@ def check_reason(view: QueryView, conclusion: str, position: int) -> None:
 
 
 def question(chain: ChainView, domain: str) -> str:
-    return render_thought(chain, domain).text
+    return render_thought(chain, domain)
 
 
 def without(titles: Sequence[str], text: str) -> str:

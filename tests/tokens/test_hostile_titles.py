@@ -93,7 +93,7 @@ def test_no_title_changes_the_rating_question() -> None:
     for first, final in zip(titles[::2], titles[1::2], strict=True):
         item0, item1 = Item("1", first, None, (final,)), Item("2", final, 1990, (first,))
         chain = ChainView(User(first, ((final, first),)), item0, User(final, ()), item1, 5, 4, 2, 3)
-        lines = render_thought(chain, "movies").text.split("\n")
+        lines = render_thought(chain, "movies").split("\n")
         assert lines[0].startswith("Ratings: 5 ") and lines[0].endswith(f"{RATING_WORDS[0]}.")
         assert len(lines) in (5, 6) and lines[-1].endswith("<answer>...</answer>")
         assert sum("-?->" in line for line in lines) >= 1

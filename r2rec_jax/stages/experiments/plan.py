@@ -118,12 +118,10 @@ class Trial(Task):
     Attributes:
         experiment: of the list.
         config: its settings, this seed's.
-        exams: its evaluations.
     """
 
     experiment: Experiment
     config: TrainConfig
-    exams: tuple[PlannedExam, ...]
 
 
 def read_list(path: str | Path) -> ExperimentList:
@@ -176,7 +174,7 @@ def trials_of(asked: ExperimentList, seeds: Sequence[int] | None = None) -> list
                 "reuse": [str(root_of(asked) / name / f"seed-{seed}" / "run") for name in experiment.reuse],
                 "split": experiment.split, "exams": [vars(exam) for exam in exams],
                 **({"texts": TEMPLATE_VERSION} if TEMPLATE_VERSION != FIRST_TEXTS else {})}
-            trials.append(Trial(experiment.name, seed, folder, order, experiment, config, tuple(exams)))
+            trials.append(Trial(experiment.name, seed, folder, order, experiment, config))
     _check_same_candidates(trials)
     return trials
 
