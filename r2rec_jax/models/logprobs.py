@@ -28,33 +28,7 @@ CHUNK = 256
 """Positions a pass through the head, on one device."""
 
 _Form = tuple[bool, Any]
-"""(vocab_first, matmul_dtype), as arguments of :func:`token_logprobs`."""
-
-
-def token_logprobs(
-    hidden: Float[Array, "M D"],
-    targets: Int[Array, " M"],
-    head: Float[Array, "_ _"],
-    temperature: float = 1.0,
-    chunk: int = CHUNK,
-    *,
-    vocab_first: bool = False,
-    matmul_dtype: Any = None,
-) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
-    """Log-probability of each target and the entropy of its distribution, both float32, in nats.
-
-    Args:
-        hidden: states that predict.
-        targets: the token whose probability is asked for.
-        head: output projection [D, V], or [V, D] with ``vocab_first`` (a tied embedding as it is stored: transposing
-            it would copy it once a pass).
-        temperature: logits are divided by it.
-        chunk: positions a pass; M is padded up to a multiple of it.
-        vocab_first: how ``head`` is stored.
-        matmul_dtype: what the factors of the head's products are rounded to (``models.products``), None for not at all.
-    """
-    logprobs, entropy = _score_rows(hidden[None], targets[None], head, temperature, chunk, (vocab_first, matmul_dtype))
-    return logprobs[0], entropy[0]
+"""(vocab_first, matmul_dtype), as arguments of :func:`row_logprobs`."""
 
 
 def row_logprobs(
@@ -68,8 +42,18 @@ def row_logprobs(
     vocab_first: bool = False,
     matmul_dtype: Any = None,
 ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
-    """:func:`token_logprobs` at chosen places of rows: ``hidden[b, target_index[b, c]]`` predicts
-    ``target_tokens[b, c]``. Padded targets (weight 0) point anywhere and must be masked by the caller.
+    """Log-probability of each target and the entropy of its distribution, both float32, in nats.
+
+    Args:
+        hidden: states of rows; ``hidden[b, target_index[b, c]]`` predicts ``target_tokens[b, c]``.
+        target_index: padded targets (weight 0) point anywhere and must be masked by the caller.
+        target_tokens: the token whose probability is asked for.
+        head: output projection [D, V], or [V, D] with ``vocab_first`` (a tied embedding as it is stored: transposing
+            it would copy it once a pass).
+        temperature: logits are divided by it.
+        chunk: positions a pass, of all rows together; the targets are padded up to whole passes.
+        vocab_first: how ``head`` is stored.
+        matmul_dtype: what the factors of the head's products are rounded to (``models.products``), None for not at all.
     """
     picked = jnp.take_along_axis(hidden, target_index[..., None], axis=1)
     return _score_rows(picked, target_tokens, head, temperature, chunk, (vocab_first, matmul_dtype))

@@ -42,19 +42,6 @@ class RewardBatch:
     rank_of_target: NDArray[np.int64]
     listed: NDArray[np.bool_]
 
-    def __len__(self) -> int:
-        return len(self.total)
-
-    def means(self) -> dict[str, float]:
-        """What a metrics row logs: mean rewards, and the rates that expose reward hacks."""
-        columns = {
-            "reward": self.total, "reward_step": self.step, "reward_rank": self.rank, "valid_rate": self.valid,
-            "order_copying_rate": self.copied_order, "duplicates": self.duplicates, "outside": self.outside,
-            "statements": self.statements, "listed_rate": self.listed,
-            "hit_rate": self.listed & (self.rank_of_target == 1),
-        }
-        return {name: float(np.mean(values)) if len(self) else 0.0 for name, values in columns.items()}
-
 
 def compute(
     completions: Sequence[str],

@@ -23,7 +23,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 BLOCK = 256
 """Entries a block of the two-level inverse CDF."""
@@ -166,9 +166,3 @@ def check_sampling(temperature: float | Array, top_p: float | Array) -> None:
 def row_keys(key: Key[Array, ""], row_ids: Int[Array, " B"], step: Int[Array, ""]) -> Key[Array, " B"]:
     """fold_in(fold_in(key, row_id), step) of every row: noise that depends on nothing else in the batch."""
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), step))(row_ids)
-
-
-def nucleus_mask(weights: Float[Array, "B V"], top_p: float) -> Bool[Array, "B V"]:
-    """Which entries top-p keeps (for inspection and tests)."""
-    threshold = nucleus_threshold(weights, top_p * jnp.sum(weights, axis=1))
-    return weights >= threshold[:, None]

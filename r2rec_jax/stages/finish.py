@@ -35,7 +35,7 @@ def export(work: Workspace, checkpoint: str, form: str, out: Path) -> None:
         export_peft(work.backbone, work.adapter(checkpoint), c.lora, work.tokenizer, c.grpo, out)
     else:
         full = work.load_full()
-        export_merged(full, work.adapter(checkpoint, full), c.lora, work.tokenizer, c.grpo, out)
+        export_merged(full, work.adapter(checkpoint, full), work.tokenizer, c.grpo, out)
 
 
 def finish(work: Workspace, stages: Sequence[str]) -> dict[str, Any]:

@@ -135,19 +135,6 @@ class BatchTeacher:
             yield [Written(start + i, thought) for i, thought in enumerate(thoughts)]
 
 
-def write(teacher: BatchTeacher, chain: ChainView, key: str) -> Thought:
-    """One thought.
-
-    Raises:
-        ValueError: the teacher gave up.
-    """
-    thought = teacher.write_many([chain], [key])[0]
-    if thought is None:
-        raise ValueError("a teacher must write a valid thought for every chain asked for singly; got none; raise "
-                         "thoughts.attempts or use thoughts.teacher: template")
-    return thought
-
-
 def keyed_number(*key: str) -> int:
     """64 bits of a hash of the key: the same on every machine, and independent of other keys."""
     text = "\x1f".join(key).encode("utf-8", "surrogatepass")

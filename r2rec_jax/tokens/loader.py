@@ -15,10 +15,26 @@ T = TypeVar("T")
 
 
 class Loader(Generic[T]):
-    """An iterator of lists of examples whose place can be saved and restored."""
+    """An iterator of lists of examples whose place can be saved and restored.
 
-    def __init__(self, examples: Sequence[T], batch_size: int, epochs: int | None, seed: int, shuffle: bool) -> None:
-        """See :func:`make_loader`."""
+    Five examples, batch_size=4 and epochs=2 give batches of 4, 4 and 2, the second one holding the last example of the
+    first epoch and three of the second.
+    """
+
+    def __init__(self, examples: Sequence[T], batch_size: int, epochs: int | None, seed: int, *,
+                 shuffle: bool = True) -> None:
+        """Batches of ``batch_size`` examples for a number of epochs (None: without end).
+
+        Args:
+            examples: anything; batches are plain lists of them.
+            batch_size: examples a batch.
+            epochs: passes over the examples.
+            seed: gives the order, and nothing else does.
+            shuffle: False keeps the given order.
+
+        Raises:
+            ValueError: when there are no examples or a number is out of range.
+        """
         if not examples:
             raise ValueError("a loader must have at least one example; got none")
         if batch_size < 1 or (epochs is not None and epochs < 1):
@@ -59,28 +75,6 @@ class Loader(Generic[T]):
             raise ValueError(f"a loader's state must come from the same settings {self._facts}; got {facts}; "
                              "resume with the configuration that the run began with")
         self._iterator.set_state(state["grain"])
-
-
-def make_loader(
-    examples: Sequence[T], batch_size: int, epochs: int | None, seed: int, shuffle: bool = True
-) -> Loader[T]:
-    """Batches of ``batch_size`` examples for a number of epochs (None: without end).
-
-    Args:
-        examples: anything; batches are plain lists of them.
-        batch_size: examples a batch.
-        epochs: passes over the examples.
-        seed: gives the order, and nothing else does.
-        shuffle: False keeps the given order.
-
-    Returns:
-        An iterator. Five examples, batch_size=4 and epochs=2 give batches of 4, 4 and 2, the second one holding the
-        last example of the first epoch and three of the second.
-
-    Raises:
-        ValueError: when there are no examples or a number is out of range.
-    """
-    return Loader(examples, batch_size, epochs, seed, shuffle)
 
 
 def _grain_iterator(examples: Sequence[Any], batch_size: int, epochs: int | None, seed: int, shuffle: bool) -> Any:

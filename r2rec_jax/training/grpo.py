@@ -34,7 +34,7 @@ from r2rec_jax.parallel.sharding import place
 from r2rec_jax.reasons import one_line
 from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.tokens.examples import Batch, Example
-from r2rec_jax.tokens.loader import make_loader
+from r2rec_jax.tokens.loader import Loader
 from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.losses import completion_weights, group_advantages, grpo_loss
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
@@ -137,7 +137,7 @@ def train_grpo(
         RewardError: the reward function failed, naming the example; the steps before it are saved.
         RuntimeError: three updates in a row were not finite.
     """
-    loader = make_loader(prompts, config.prompts_per_step, config.epochs, seed)
+    loader = Loader(prompts, config.prompts_per_step, config.epochs, seed)
     total = steps_of("grpo", len(loader), config.steps)
     settings = (config.lr, config.schedule, config.warmup, total * config.iterations)
     optimizer, schedule = make_optimizer(*settings, config.weight_decay, config.max_grad_norm), make_schedule(*settings)

@@ -26,7 +26,7 @@ from r2rec_jax.models.products import resolve_matmul_dtype
 from r2rec_jax.parallel.sharding import place
 from r2rec_jax.tokens.batches import empty
 from r2rec_jax.tokens.examples import Batch, plan_packing
-from r2rec_jax.tokens.loader import make_loader
+from r2rec_jax.tokens.loader import Loader
 from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.metrics import MetricsWriter
 from r2rec_jax.training.policy import FrozenModel
@@ -165,7 +165,7 @@ def train_pretrain(
         RuntimeError: three updates in a row were not finite.
     """
     rows = [row for texts in phases for row in pack_texts(texts, config.max_tokens, seed)]
-    loader = make_loader(rows, config.batch_size, None, seed, shuffle=False)
+    loader = Loader(rows, config.batch_size, None, seed, shuffle=False)
     settings = (config.lr, "cosine", WARMUP, config.steps)
     optimizer = make_optimizer(*settings, WEIGHT_DECAY, MAX_GRAD_NORM, FINAL_LR)
     schedule = make_schedule(*settings, FINAL_LR)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from r2rec_jax.config import SftConfig
 from r2rec_jax.parallel.sharding import place
 from r2rec_jax.tokens.examples import Batch, Example
-from r2rec_jax.tokens.loader import make_loader
+from r2rec_jax.tokens.loader import Loader
 from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.metrics import MetricsWriter
 from r2rec_jax.training.policy import FrozenModel
@@ -83,15 +83,11 @@ def train_sft(
         The trained adapter and counts.
 
     Raises:
-        ValueError: no examples, a completion longer than ``max_completion``, or a bucket too short.
+        ValueError: no examples, or a bucket too short.
         RuntimeError: three updates in a row were not finite.
     """
-    for example in examples:
-        if len(example.completion_ids) > config.max_completion:
-            raise ValueError(f"a completion must have at most {config.max_completion} tokens (sft.max_completion); got "
-                             f"{len(example.completion_ids)} in example {example.example_id!r}; raise the limit")
     shapes = row_shapes(examples, config.buckets)
-    loader = make_loader(examples, config.batch_size, config.epochs, seed)
+    loader = Loader(examples, config.batch_size, config.epochs, seed)
     total = steps_of("sft", len(loader), config.steps)
     settings = (config.lr, config.schedule, config.warmup, total)
     optimizer, schedule = make_optimizer(*settings, config.weight_decay, config.max_grad_norm), make_schedule(*settings)

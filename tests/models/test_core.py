@@ -98,15 +98,13 @@ def test_fresh_adapter_has_zero_b_and_its_trees_own_their_memory() -> None:
 
 def test_annotated_shapes_hold_at_run_time() -> None:
     checked = {f.__name__: jaxtyped(f, typechecker=beartype) for f in (
-        attention.segment_mask, attention.attend, rope.rotate, rope.angles, logprobs.token_logprobs,
-        logprobs.row_logprobs)}
+        attention.segment_mask, attention.attend, rope.rotate, rope.angles, logprobs.row_logprobs)}
     ones = jnp.ones((2, 5), jnp.int32)
     mask = checked["segment_mask"](ones, 0 * ones)
     q, k = jnp.ones((2, 5, 4, 6)), jnp.ones((2, 5, 2, 6))
     checked["attend"](q, k, k, mask)
     cos, sin = checked["angles"](ones, jnp.ones(3))
     checked["rotate"](q, cos, sin)
-    checked["token_logprobs"](jnp.ones((7, 6)), jnp.zeros(7, jnp.int32), jnp.ones((6, 11)))
     checked["row_logprobs"](jnp.ones((2, 5, 6)), ones[:, :3], ones[:, :3], jnp.ones((6, 11)))
     with pytest.raises(TypeCheckError):
         checked["attend"](q, k, k, mask[:, :, :4])

@@ -12,7 +12,7 @@ import pytest
 
 from r2rec_jax.config import BackboneConfig, LoraConfig
 from r2rec_jax.models.backbone import quantize_backbone, with_matmul_dtype
-from r2rec_jax.models.logprobs import token_logprobs
+from r2rec_jax.models.logprobs import row_logprobs
 from r2rec_jax.models.lora import low_rank
 from r2rec_jax.models.products import multiply, multiply_weight, resolve_matmul_dtype, transpose_written
 from r2rec_jax.models.vocabulary import with_vocabulary
@@ -147,7 +147,8 @@ def test_a_frozen_heads_gradient_is_a_trained_ones_however_certain_the_model(cer
     hidden, head = hidden * scale[:, None], head.T if vocab_first else head
 
     def total(h, w):
-        return token_logprobs(h, ids, w, vocab_first=vocab_first, matmul_dtype=BFLOAT)[0].sum()
+        places = jnp.arange(len(ids))[None]
+        return row_logprobs(h[None], places, ids[None], w, vocab_first=vocab_first, matmul_dtype=BFLOAT)[0].sum()
 
     frozen, (trained, _) = jax.jit(jax.grad(total))(hidden, head), jax.jit(jax.grad(total, (0, 1)))(hidden, head)
     apart = jnp.linalg.norm(frozen - trained, axis=1) / jnp.linalg.norm(trained, axis=1)

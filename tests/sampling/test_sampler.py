@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from r2rec_jax.sampling.sampler import draw, nucleus_mask, row_keys, sample
+from r2rec_jax.sampling.sampler import draw, nucleus_threshold, row_keys, sample
 
 
 def sorted_nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
@@ -23,6 +23,12 @@ def sorted_nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
             if row[out].sum(dtype=np.float64) >= target:
                 break
     return kept
+
+
+def nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
+    """What is at least our threshold."""
+    mass = top_p * jnp.sum(jnp.asarray(weights), axis=1)
+    return weights >= np.asarray(nucleus_threshold(jnp.asarray(weights), mass))[:, None]
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -39,7 +45,7 @@ exact_rows = hnp.arrays(np.int32, st.tuples(st.integers(1, 4), st.integers(1, 40
 def test_nucleus_equals_the_sorted_reference(counts: np.ndarray, p: int) -> None:
     counts[:, 0] += 1  # no row of zeros
     weights = counts.astype(np.float32) / 1024
-    got = np.asarray(nucleus_mask(jnp.asarray(weights), p / 1024))
+    got = nucleus(weights, p / 1024)
     np.testing.assert_array_equal(got, sorted_nucleus(weights, p / 1024))
 
 
@@ -47,7 +53,7 @@ def test_nucleus_at_a_real_vocabulary() -> None:
     logits = np.random.default_rng(0).standard_normal((4, 49152)).astype(np.float32) * np.array([[0.1], [1], [3], [9]])
     weights = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float32)
     for top_p in (0.01, 0.5, 0.9, 0.999):
-        got = np.asarray(nucleus_mask(jnp.asarray(weights), top_p))
+        got = nucleus(weights, top_p)
         mass = (weights * got).sum(axis=1, dtype=np.float64) / weights.sum(axis=1, dtype=np.float64)
         smallest = np.where(got, weights, np.inf).min(axis=1)
         assert (mass >= top_p - 1e-5).all()
@@ -56,10 +62,10 @@ def test_nucleus_at_a_real_vocabulary() -> None:
 
 
 def test_ties_at_the_threshold_stay_together() -> None:
-    weights = jnp.array([[0.5, 0.125, 0.125, 0.125, 0.125], [0.25, 0.25, 0.25, 0.125, 0.125]])
-    assert np.asarray(nucleus_mask(weights, 0.55)).tolist() == [[True] * 5, [True, True, True, False, False]]
-    assert np.asarray(nucleus_mask(weights, 0.5)).tolist() == [[True, False, False, False, False],
-                                                               [True, True, True, False, False]]
+    weights = np.array([[0.5, 0.125, 0.125, 0.125, 0.125], [0.25, 0.25, 0.25, 0.125, 0.125]], np.float32)
+    assert nucleus(weights, 0.55).tolist() == [[True] * 5, [True, True, True, False, False]]
+    assert nucleus(weights, 0.5).tolist() == [[True, False, False, False, False],
+                                              [True, True, True, False, False]]
 
 
 def test_one_hot_and_masked_logits() -> None:

@@ -51,7 +51,7 @@ def example(tokenizer: Tokenizer) -> Example:
 
 @pytest.fixture(scope="module")
 def served(backbone: Backbone, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_merged(backbone, init_lora(backbone.lora, jax.random.key(0)), LORA, tokenizer, GrpoConfig(),
+    return export_merged(backbone, init_lora(backbone.lora, jax.random.key(0)), tokenizer, GrpoConfig(),
                          tmp_path_factory.mktemp("served") / "merged")
 
 

@@ -7,7 +7,6 @@ import pytest
 from r2rec_jax.data.interactions import Item, User
 from r2rec_jax.prompts.views import ChainView
 from r2rec_jax.thoughts.local import LocalTeacher, read_thought
-from r2rec_jax.thoughts.teacher import write
 
 CHAINS = [ChainView(User("7", ()), Item("1", "Heat", 1995, ()), User("12", ()),
                     Item(str(k), f"Big {'abc'[k]}", 1988, ()), 5, 4, 2, 3) for k in range(3)]
@@ -50,7 +49,6 @@ def test_attempts_and_reasons() -> None:
     assert teacher.version == "movies-m1-3" and thoughts[0].teacher == "local"
     assert thoughts[0].one_line == thoughts[0].statements[-1]
     calls.clear()
-    with pytest.raises(ValueError, match="must write a valid thought"):
-        write(teacher, CHAINS[2], "c")
+    assert teacher.write_many(CHAINS[2:], ["c"]) == [None] and len(calls) == 3
     with pytest.raises(ValueError, match="attempts"):
         LocalTeacher(generate, "movies", model="m", attempts=0, opened_think=True)

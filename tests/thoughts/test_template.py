@@ -15,7 +15,7 @@ from r2rec_jax.prompts.answer import count_statements, parse_completion, parse_r
 from r2rec_jax.prompts.thought import render_thought_completion
 from r2rec_jax.prompts.verbalize import rating_words, title_text
 from r2rec_jax.prompts.views import ChainView
-from r2rec_jax.thoughts.teacher import end_once, join_words, pick, write
+from r2rec_jax.thoughts.teacher import end_once, join_words, pick
 from r2rec_jax.thoughts.template import TemplateTeacher
 from r2rec_jax.thoughts.validate import problems
 
@@ -97,7 +97,7 @@ def test_wording_varies_and_is_reproducible() -> None:
     assert all(len({statements[hop] for statements in texts}) >= 2 for hop in range(4))
     assert len(set(texts)) > 15
     assert texts == [TemplateTeacher("movies").write(chain, str(k)).statements for k in range(40)]
-    assert write(TEACHER, chain, "3") == TEACHER.write(chain, "3")
+    assert TEACHER.write_many([chain], ["3"]) == [TEACHER.write(chain, "3")]
 
 
 def test_fixed_wording_is_the_first_of_each_and_does_not_depend_on_the_key() -> None:

@@ -220,9 +220,3 @@ def test_three_updates_that_are_not_finite_stop_and_leave_no_checkpoint(tiny, ma
         train_sft(model, broken, make_examples(8), CONFIG, seed=0, checkpoints=own)
     assert own.latest_step is None
     own.close()
-
-
-def test_a_completion_beyond_the_limit_is_named(tiny, make_examples):
-    model, lora = tiny
-    with pytest.raises(ValueError, match=r"at most 3 tokens \(sft.max_completion\); got \d in example 'example-\d'"):
-        train_sft(model, lora, make_examples(8), dataclasses.replace(CONFIG, max_completion=3), seed=0)
