@@ -6,7 +6,7 @@ after the MLP), and over ``fsdp`` on the other; batches and caches are split by 
 of their parameters behind a prefix, so they follow them.
 
 A dimension that an axis does not divide is replicated on that axis: the result is the same, the memory is not.
-:func:`undivided` says where that happens.
+:func:`undivided` says where that happens, and a run says it of its backbone.
 
 Example: ``layers/q/kernel`` [30, 576, 576] with fsdp 4 and tensor 2 lies as ``P(None, "fsdp", "tensor")``, 144 x 288 a
 layer and device; with tensor 5 as ``P(None, "fsdp", None)``.
@@ -61,21 +61,19 @@ RULES: dict[tuple[str, ...], tuple[Axes, ...]] = {
 
 @dataclass(frozen=True)
 class Undivided:
-    """A dimension that is replicated because an axis of its rule does not divide it.
+    """An array that is replicated on axes of its rule because they do not divide it.
 
     Attributes:
         path: of the array, names joined by ``/``.
-        dimension: which one, from 0.
-        size: its size.
-        axis: the mesh axis.
-        devices: size of that axis.
+        shape: its shape.
+        nbytes: its size, whole.
+        axes: the mesh axes.
     """
 
     path: str
-    dimension: int
-    size: int
-    axis: str
-    devices: int
+    shape: tuple[int, ...]
+    nbytes: int
+    axes: tuple[str, ...]
 
 
 def rule_of(path: tuple[str, ...]) -> tuple[Axes, ...]:
@@ -102,43 +100,40 @@ def spec_of(path: tuple[str, ...], shape: tuple[int, ...], sizes: Mapping[str, i
     Raises:
         ValueError: no rule for this path.
     """
-    return PartitionSpec(*_split(path, shape, sizes)[0])
+    rule = rule_of(path) if shape else ()
+    return PartitionSpec(*(_divide(axes, size, sizes) for axes, size in zip(rule, shape, strict=False)))
 
 
-def _split(path: tuple[str, ...], shape: tuple[int, ...], sizes: Mapping[str, int]
-           ) -> tuple[list[Axes], list[Undivided]]:
-    found: list[Axes] = []
-    lost: list[Undivided] = []
-    for dimension, axes in enumerate(rule_of(path) if shape else ()):
-        kept, others = _divide(axes, shape[dimension], sizes)
-        found.append(kept)
-        lost += [Undivided("/".join(path), dimension, shape[dimension], axis, sizes[axis]) for axis in others]
-    return found, lost
-
-
-def _divide(axes: Axes, size: int, sizes: Mapping[str, int]) -> tuple[Axes, list[str]]:
-    """(the axes that together divide a dimension, those that do not)."""
+def _divide(axes: Axes, size: int, sizes: Mapping[str, int]) -> Axes:
+    """The axes that together divide a dimension."""
     kept: list[str] = []
-    lost: list[str] = []
     parts = 1
-    for axis in (axes,) if isinstance(axes, str) else axes or ():
+    for axis in _names(axes):
         if size % (parts * sizes[axis]) == 0:
             kept.append(axis)
             parts *= sizes[axis]
-        else:
-            lost.append(axis)
-    return None if not kept else kept[0] if len(kept) == 1 else tuple(kept), lost
+    return None if not kept else kept[0] if len(kept) == 1 else tuple(kept)
+
+
+def _names(axes: Axes) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def undivided(tree: Any, sizes: Mapping[str, int]) -> list[Undivided]:
-    """What is replicated although its rule would split it.
+    """What is replicated although its rule would split it, the largest first.
 
     Args:
         tree: arrays or shapes.
         sizes: devices on each axis.
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [entry for path, leaf in leaves for entry in _split(names_of(path), tuple(leaf.shape), sizes)[1]]
+    found = []
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        path, shape = names_of(keys), tuple(leaf.shape)
+        lost = [axis for axes, kept in zip(rule_of(path) if shape else (), spec_of(path, shape, sizes), strict=False)
+                for axis in _names(axes) if axis not in _names(kept)]
+        if lost:
+            found.append(Undivided("/".join(path), shape, int(np.prod(shape)) * leaf.dtype.itemsize, tuple(lost)))
+    return sorted(found, key=lambda entry: -entry.nbytes)
 
 
 def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:
@@ -210,7 +205,7 @@ def axes_of_rows_and_heads(rows: int, kv_heads: int) -> tuple[Axes, Axes] | None
         (axes of rows, axis of heads); None where the program is compiled for no mesh.
     """
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    return (_divide(ROWS, rows, sizes)[0], _divide("tensor", kv_heads, sizes)[0]) if sizes else None
+    return (_divide(ROWS, rows, sizes), _divide("tensor", kv_heads, sizes)) if sizes else None
 
 
 def by_rows(x: jax.Array, kv_heads: int = 0) -> jax.Array:
@@ -239,7 +234,7 @@ def table_by_vocabulary(table: jax.Array) -> jax.Array:
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     if not sizes:
         return table
-    return jax.lax.with_sharding_constraint(table, PartitionSpec(_divide("tensor", table.shape[0], sizes)[0], None))
+    return jax.lax.with_sharding_constraint(table, PartitionSpec(_divide("tensor", table.shape[0], sizes), None))
 
 
 def to_host(tree: Any) -> Any:

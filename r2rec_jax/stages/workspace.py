@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r2rec_jax.config import TrainConfig
+from r2rec_jax.progress import say
 from r2rec_jax.stages.run import RunFolder
 
 if TYPE_CHECKING:
@@ -48,6 +50,26 @@ def load_tokenizer(source: str, cache_dir: str) -> Tokenizer:
     from r2rec_jax.tokens.tokenizer import Tokenizer
 
     return Tokenizer.load(backbone_path(source, cache_dir))
+
+
+def say_undivided(base: nnx.State, sizes: Mapping[str, int]) -> None:
+    """Say what every device of an axis holds whole because the axis does not divide it; nothing where all is divided.
+
+    ``mesh: 1 arrays of the backbone (113.2 MB) are replicated on axes that do not divide them; the largest: embed
+    [49153, 576] on tensor, 113.2 MB``.
+
+    Args:
+        base: the backbone's weights.
+        sizes: devices on each axis.
+    """
+    from r2rec_jax.parallel.sharding import undivided
+
+    found = undivided(base, sizes)
+    if found:
+        largest = "; ".join(f"{entry.path} {list(entry.shape)} on {' and '.join(entry.axes)}, {entry.nbytes / 1e6:.1f} "
+                            "MB" for entry in found[:3])
+        say(f"mesh: {len(found)} arrays of the backbone ({sum(entry.nbytes for entry in found) / 1e6:.1f} MB) are "
+            f"replicated on axes that do not divide them; the largest: {largest}")
 
 
 @dataclass
@@ -106,7 +128,10 @@ class Workspace:
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen model, laid out on the mesh, with a zero adapter of the run's shape."""
-        return self._load(self.config.backbone.quantize)
+        loaded = self._load(self.config.backbone.quantize)
+        if self.mesh is not None:
+            say_undivided(loaded.base, self.mesh.shape)
+        return loaded
 
     def load_full(self) -> Backbone:
         """The frozen model with full weights: the run's own, or loaded once more when that is quantised."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -13,8 +16,9 @@ from r2rec_jax.config import LoraConfig, ParallelConfig, TinyConfig, TrainConfig
 from r2rec_jax.models.backbone import tiny_hf_config
 from r2rec_jax.models.llama import LlamaConfig, abstract_llama, split_llama
 from r2rec_jax.parallel.mesh import make_mesh, row_shards
-from r2rec_jax.parallel.sharding import names_of, place, spec_of, undivided
+from r2rec_jax.parallel.sharding import Undivided, names_of, place, spec_of, undivided
 from r2rec_jax.stages.run import stage_key
+from r2rec_jax.stages.workspace import Workspace
 from r2rec_jax.training.state import init_state, make_optimizer
 
 SIZES = st.fixed_dictionaries({name: st.sampled_from([1, 2, 3, 4, 8]) for name in ("data", "fsdp", "tensor")})
@@ -64,7 +68,24 @@ def test_kept_axes_divide_and_lost_ones_are_reported(sizes: dict[str, int], shap
     spec = spec_of(path, shape, sizes)
     lost = undivided({"layers": {"q": {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}}}, sizes)
     assert [("fsdp" in spec), ("tensor" in spec)] == [shape[1] % sizes["fsdp"] == 0, shape[2] % sizes["tensor"] == 0]
-    assert {(e.dimension, e.axis) for e in lost} == {(d, a) for d, a in ((1, "fsdp"), (2, "tensor")) if a not in spec}
+    whole = tuple(axis for axis in ("fsdp", "tensor") if axis not in spec)
+    assert lost == ([Undivided("layers/q/kernel", shape, 4 * math.prod(shape), whole)] if whole else [])
+
+
+def test_a_run_says_what_no_axis_divides(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def shape(*size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(size, jnp.bfloat16)
+
+    base = {"embed": shape(49153, 576), "layers": {"q": {"kernel": shape(30, 576, 576)},
+                                                   "down": {"kernel": shape(2, 9, 9)}, "norm": {"scale": shape(3)}}}
+    monkeypatch.setattr(Workspace, "_load", lambda self, quantize: SimpleNamespace(base=base))
+    work = Workspace(SimpleNamespace(config=SimpleNamespace(backbone=SimpleNamespace(quantize="none"))))
+    for sizes, told in (({"data": 2, "fsdp": 1, "tensor": 1}, []), ({"data": 1, "fsdp": 2, "tensor": 4}, [
+            "mesh: 2 arrays of the backbone (56.6 MB) are replicated on axes that do not divide them; the largest: "
+            "embed [49153, 576] on tensor, 56.6 MB; layers/down/kernel [2, 9, 9] on tensor and fsdp, 0.0 MB"])):
+        work.__dict__ = {"run": work.run, "mesh": SimpleNamespace(shape=sizes)}
+        assert work.backbone.base is base and work.backbone.base is base
+        assert capsys.readouterr().err.splitlines() == told
 
 
 @given(sizes=SIZES, rows=st.integers(1, 64))
