@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from r2rec_jax.reasons import one_line
 
-USER, SYSTEM, ASSISTANT = "user", "system", "assistant"
+USER, ASSISTANT = "user", "assistant"
 
 PLAIN_TEMPLATE = """\
 {% for message in messages %}\
@@ -36,7 +36,7 @@ def _placeholder(role: str) -> str:
     return f"zqPLACEOF{role.upper()}qz"
 
 
-_PLACES = re.compile("(" + "|".join(_placeholder(role) for role in (USER, SYSTEM, ASSISTANT)) + ")")
+_PLACES = re.compile("(" + "|".join(_placeholder(role) for role in (USER, ASSISTANT)) + ")")
 
 
 def template_pieces(

@@ -90,7 +90,6 @@ def make_example(
     user_text: str,
     completion_text: str,
     limits: Limits,
-    system: str | None = None,
 ) -> Example:
     r"""Tokenise one prompt and its completion.
 
@@ -103,7 +102,6 @@ def make_example(
         user_text: the whole user message.
         completion_text: reasoning and answer, without an end token.
         limits: longest prompt and completion in tokens; neither is ever cut.
-        system: a system message; None leaves it to the template.
 
     Returns:
         The example. With end token 2 and completion tokens 7, 8 the completion ids are ``(7, 8, 2)``.
@@ -111,7 +109,7 @@ def make_example(
     Raises:
         ValueError: when a part is longer than its limit, or the completion is empty.
     """
-    chat = tokenizer.chat(user_text, system=system)
+    chat = tokenizer.chat(user_text)
     completion = tokenizer.encode_completion(completion_text.removeprefix(chat.opening))
     if not completion:
         raise ValueError(f"a completion must hold at least one token; got an empty one in example {example_id!r}")

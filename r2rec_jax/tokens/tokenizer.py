@@ -84,7 +84,7 @@ class Tokenizer:
         adds_bos = parts.bos is not None and self._full.encode("").ids[:1] == [added[parts.bos]]
         self._template = parts.chat_template or (chats.BOS if adds_bos else "") + chats.PLAIN_TEMPLATE
         self._parts = replace(parts, chat_template=self._template)
-        self._prompts: dict[str | None, tuple[list[_Item], str]] = {None: self._prepare(None)}
+        self._prompt, self._opening = self._prepare()
 
         self.bos_id: int | None = None if parts.bos is None else added[parts.bos]
         self.end_id: int = self._find_end()
@@ -150,23 +150,18 @@ class Tokenizer:
         """Ids of a whole text as transformers gives them: special tokens recognised, beginning token added."""
         return self._full.encode(_clean(text)).ids
 
-    def chat(self, user_text: str, system: str | None = None) -> ChatPrompt:
+    def chat(self, user_text: str) -> ChatPrompt:
         """The chat template around the user's text, ending with the generation prompt.
 
-        On text without special tokens the ids are those of transformers' ``apply_chat_template``.
+        On text without special tokens the ids are those of transformers' ``apply_chat_template``. A system message is
+        the template's own or none (SmolLM2's has one).
 
         Args:
             user_text: untrusted.
-            system: a system message, untrusted too; None leaves it to the template (SmolLM2's adds its own).
-
-        Raises:
-            ValueError: when the template fails or has no place for the system message.
         """
-        if system not in self._prompts:
-            self._prompts[system] = self._prepare(None if system is None else _clean(system))
-        items, opening = self._prompts[system]
         text = _clean(user_text)
-        return ChatPrompt(tuple(self._encode_items([text if item is None else item for item in items])), opening)
+        ids = self._encode_items([text if item is None else item for item in self._prompt])
+        return ChatPrompt(tuple(ids), self._opening)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of a completion's ids; end and pad tokens are left out, every other token stays visible."""
@@ -216,13 +211,12 @@ class Tokenizer:
         """Ids of all special and added tokens but names: what untrusted text can never give."""
         return frozenset(self._added.values())
 
-    def _prepare(self, system: str | None) -> tuple[list[_Item], str]:
-        roles = (chats.USER,) if system is None else (chats.SYSTEM, chats.USER)
-        pieces = chats.template_pieces(self._template, self._parts.special_tokens(), roles, generate=True)
+    def _prepare(self) -> tuple[list[_Item], str]:
+        pieces = chats.template_pieces(self._template, self._parts.special_tokens(), (chats.USER,), generate=True)
         items: list[_Item] = []
         for text, is_place in pieces:
             if is_place:
-                items.append(None if text == chats.USER else system)
+                items.append(None)
             else:
                 items.extend(self._split(text, self._tokens))
         return items, chats.opened_think(pieces)

@@ -58,22 +58,17 @@ def test_chat_equals_apply_chat_template_deepseek(deepseek: Tokenizer, reference
     assert chat.ids[-2:] == (128013, 198)
 
 
-@pytest.mark.parametrize("system", [None, "Rank the movies.", ""])
-def test_chat_equals_apply_chat_template_saved(
-    tokenizer: Tokenizer, theirs, system: str | None
-) -> None:
+def test_chat_equals_apply_chat_template_saved(tokenizer: Tokenizer, theirs) -> None:
     """Also SmolLM2's own default system message, and the exported folder of every tokenizer."""
     for text in HARMLESS:
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        messages.append({"role": "user", "content": text})
-        expected = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-        assert list(tokenizer.chat(text, system).ids) == expected
+        expected = theirs.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True,
+                                              tokenize=True, return_dict=False)
+        assert list(tokenizer.chat(text).ids) == expected
 
 
-def test_smollm2_adds_its_system_message_only_when_none_is_given(smollm2: Tokenizer) -> None:
-    default, own = smollm2.chat("hi"), smollm2.chat("hi", system="You rank movies.")
-    assert "named SmolLM" in smollm2.decode(default.ids) and not default.opened_think
-    assert "named SmolLM" not in smollm2.decode(own.ids) and "You rank movies." in smollm2.decode(own.ids)
+def test_smollm2_opens_with_the_system_message_of_its_template(smollm2: Tokenizer) -> None:
+    chat = smollm2.chat("hi")
+    assert "named SmolLM" in smollm2.decode(chat.ids) and not chat.opened_think
 
 
 def test_end_tokens(tiny: Tokenizer, smollm2: Tokenizer, deepseek: Tokenizer, llama2: Tokenizer) -> None:
@@ -119,7 +114,7 @@ def test_saved_folder_keeps_everything(tokenizer: Tokenizer, exported: Path) -> 
     assert again.fingerprint == tokenizer.fingerprint and len(again.fingerprint) == 64
     assert (again.end_ids, again.pad_id, again.bos_id, again.vocab_size) == (
         tokenizer.end_ids, tokenizer.pad_id, tokenizer.bos_id, tokenizer.vocab_size)
-    assert again.chat("Heat", "Rank.") == tokenizer.chat("Heat", "Rank.")
+    assert again.chat("Heat") == tokenizer.chat("Heat")
 
 
 def test_fingerprint_sees_the_template(tiny: Tokenizer, tmp_path: Path) -> None:
@@ -160,16 +155,6 @@ def test_bad_templates(tiny: Tokenizer, tmp_path: Path, template: str, message: 
     with pytest.raises(ValueError, match=message) as caught:
         Tokenizer.load(tmp_path).chat("a")
     assert "\n" not in str(caught.value)
-
-
-def test_a_template_without_system_role(tiny: Tokenizer, tmp_path: Path) -> None:
-    tiny.save(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text(
-        "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}<|end|>{% endif %}{% endfor %}")
-    tokenizer = Tokenizer.load(tmp_path)
-    assert tokenizer.decode(tokenizer.chat("a").ids) == "a"
-    with pytest.raises(ValueError, match="exactly once"):
-        tokenizer.chat("a", system="b")
 
 
 def test_a_date_in_the_template_is_constant(tiny: Tokenizer, tmp_path: Path) -> None:
