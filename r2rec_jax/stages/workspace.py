@@ -55,8 +55,8 @@ def load_tokenizer(source: str, cache_dir: str) -> Tokenizer:
 def say_undivided(base: nnx.State, sizes: Mapping[str, int]) -> None:
     """Say what every device of an axis holds whole because the axis does not divide it; nothing where all is divided.
 
-    ``mesh: 1 arrays of the backbone (113.2 MB) are replicated on axes that do not divide them; the largest: embed
-    [49153, 576] on tensor, 113.2 MB``.
+    ``mesh: what an axis does not divide is replicated on it, 113.2 MB of the backbone in 1 of its arrays; the largest:
+    embed [49153, 576] on tensor, 113.2 MB``.
 
     Args:
         base: the backbone's weights.
@@ -68,8 +68,8 @@ def say_undivided(base: nnx.State, sizes: Mapping[str, int]) -> None:
     if found:
         largest = "; ".join(f"{entry.path} {list(entry.shape)} on {' and '.join(entry.axes)}, {entry.nbytes / 1e6:.1f} "
                             "MB" for entry in found[:3])
-        say(f"mesh: {len(found)} arrays of the backbone ({sum(entry.nbytes for entry in found) / 1e6:.1f} MB) are "
-            f"replicated on axes that do not divide them; the largest: {largest}")
+        say(f"mesh: what an axis does not divide is replicated on it, {sum(entry.nbytes for entry in found) / 1e6:.1f} MB "
+            f"of the backbone in {len(found)} of its arrays; the largest: {largest}")
 
 
 @dataclass
