@@ -68,8 +68,9 @@ def say_undivided(base: nnx.State, sizes: Mapping[str, int]) -> None:
     if found:
         largest = "; ".join(f"{entry.path} {list(entry.shape)} on {' and '.join(entry.axes)}, {entry.nbytes / 1e6:.1f} "
                             "MB" for entry in found[:3])
-        say(f"mesh: what an axis does not divide is replicated on it, {sum(entry.nbytes for entry in found) / 1e6:.1f} MB "
-            f"of the backbone in {len(found)} of its arrays; the largest: {largest}")
+        whole = sum(entry.nbytes for entry in found) / 1e6
+        say(f"mesh: what an axis does not divide is replicated on it, {whole:.1f} MB of the backbone in {len(found)} "
+            f"of its arrays; the largest: {largest}")
 
 
 @dataclass

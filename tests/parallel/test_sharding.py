@@ -81,8 +81,9 @@ def test_a_run_says_what_no_axis_divides(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setattr(Workspace, "_load", lambda self, quantize: SimpleNamespace(base=base))
     work = Workspace(SimpleNamespace(config=SimpleNamespace(backbone=SimpleNamespace(quantize="none"))))
     for sizes, told in (({"data": 2, "fsdp": 1, "tensor": 1}, []), ({"data": 1, "fsdp": 2, "tensor": 4}, [
-            "mesh: what an axis does not divide is replicated on it, 56.6 MB of the backbone in 2 of its arrays; the largest: "
-            "embed [49153, 576] on tensor, 56.6 MB; layers/down/kernel [2, 9, 9] on tensor and fsdp, 0.0 MB"])):
+            "mesh: what an axis does not divide is replicated on it, 56.6 MB of the backbone in 2 of its arrays; "
+            "the largest: embed [49153, 576] on tensor, 56.6 MB; "
+            "layers/down/kernel [2, 9, 9] on tensor and fsdp, 0.0 MB"])):
         work.__dict__ = {"run": work.run, "mesh": SimpleNamespace(shape=sizes)}
         assert work.backbone.base is base and work.backbone.base is base
         assert capsys.readouterr().err.splitlines() == told
