@@ -138,7 +138,7 @@ def _split_training(dataset: Dataset, config: DataConfig, targets: Targets, eval
     user, item = events.user_idx[rows], events.item_idx[rows]
     key = fold(fold(root_key(config.split_seed, "sft or rl"), dataset.user_keys[user]), dataset.item_keys[item])
     _, first, who = np.unique(user, return_index=True, return_inverse=True)
-    sft = np.zeros(len(rows), dtype=bool)
+    sft = np.zeros(len(rows), dtype=bool)  # users in the order of the keys of their first rows, until there are enough
     sft[np.argsort(key[first][who], kind="stable")[: config.sft_queries]] = True
     order = np.argsort(key, kind="stable")
     rows, sft = rows[order], sft[order]
