@@ -80,7 +80,7 @@ def exam_of_run(work: Workspace, config: EvaluateConfig) -> HostedExam:
     prepared = work.prepared if config.negatives is None else work.prepared.with_negatives(negatives)
     asked = [replace(r.for_evaluation(work.prepared), opened_think=False) for r in rendered]
     return HostedExam(prepared, config, work.config.prompts, asked, work.run.folder(HOSTED), lists_name(work, config),
-                prompts_identity(work.run, negatives), work.config.train_seed, True)
+                      prompts_identity(work.run, negatives), work.config.train_seed, True)
 
 
 def exam_of_prepared(folder: Path, prompts: PromptConfig, config: EvaluateConfig, out: Path) -> HostedExam:
