@@ -3,6 +3,7 @@
     python -m r2rec_jax.experiments configs/evidence/tiny.yaml                      all that is left
     python -m r2rec_jax.experiments configs/evidence/tiny.yaml --next               the next one only
     python -m r2rec_jax.experiments configs/evidence/tiny.yaml --only main --seeds 0
+    python -m r2rec_jax.experiments configs/evidence/tiny.yaml --jobs 2             two at once, half of the CPUs each
     python -m r2rec_jax.experiments --report                                        EVIDENCE.md and plots
 """
 
@@ -31,6 +32,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--retry", action="store_true", help="run those again that have failed")
     parser.add_argument("--overwrite", action="store_true",
                         help="train anew what was trained with other settings; without it such an experiment fails")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N",
+                        help="run so many at once, each on its share of the CPUs: small models do not fill several "
+                             "(default: 1). An accelerator is not shared out")
     parser.add_argument("--report", action="store_true", help="write the report and its plots; run nothing")
     parser.add_argument("--data_path", type=str | None, default=None, metavar="FOLDER",
                         help="where the data set's files lie, if they are not to be downloaded")
@@ -42,7 +46,8 @@ def run(argv: Sequence[str] | None = None) -> None:
 
     if given.list is not None:
         run_list(given.list, given.results, data_path=given.data_path, only=given.only, seeds=given.seeds,
-                 only_next=given.next, retry=given.retry, overwrite=given.overwrite, nothing=given.report)
+                 only_next=given.next, retry=given.retry, overwrite=given.overwrite, nothing=given.report,
+                 jobs=given.jobs)
     elif not given.report:
         raise ValueError("a list must be given to run experiments; got none; name a LIST.yaml, or --report")
     if given.report:

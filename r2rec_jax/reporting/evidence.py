@@ -118,8 +118,9 @@ def run_table(found: Entry) -> str:
         told = "; ".join(f"{kind}: {listed(seeds)}" for kind, seeds in status.items() if seeds)
         reasons = dict.fromkeys(entry["reason"] for entry in own if "reason" in entry)
         hours = sum(entry.get("seconds", 0) for entry in own) / 3600
+        cpus = sorted({entry["cpus"] for entry in own if "cpus" in entry})
         lines.append([experiment["name"], experiment["why"], changed,
-                      "; ".join([told, *reasons]), f"{hours:.2f}"])
+                      "; ".join([told, *reasons]), f"{hours:.2f}" + (f" on {listed(cpus)} CPU" if cpus else "")])
     return table(["experiment", "what it is to show", "settings changed", "seeds", "hours of the last start"], lines,
                  right=1)
 

@@ -59,12 +59,15 @@ def test_a_list_is_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "main, seed 0 (1 of 4): done" in capfd.readouterr().err
     file = results / "evidence_smoke.json"
     assert {row["experiment"] for row in json.loads(file.read_text())["rows"]} == {"main"}
-    assert experiments(argv) == 1, "one has failed"
+    jobs = min(2, len(os.sched_getaffinity(0)))
+    assert experiments([*argv, "--jobs", str(jobs)]) == 1, "one has failed"
     said = capfd.readouterr().err
     assert "baselines, seed 0 (2 of 4): done" in said, "after the first experiment: time may end before the list does"
     assert "search, seed 0 (4 of 4): failed" in said and "prompts.max_tokens" in said
     assert "error: 1 of 4 tasks have failed" in said
     check_results(json.loads(file.read_text()))
+    (status,) = (entry for entry in json.loads(file.read_text())["status"] if entry["experiment"] == "no-sft")
+    assert ("cpus" in status) == (jobs > 1)
     check_first_lines(json.loads(file.read_text()), runs / "main" / "seed-0" / "run" / "evaluate")
 
     before = file.read_bytes()
@@ -146,6 +149,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     plain["experiments"][2]["seeds"] = [0]
     own.write_text(yaml.safe_dump(plain))
     for argv, reason in (([], "a list must be given"), ([str(tmp_path / "no.yaml")], "no.yaml"),
+                         ([str(path), "--jobs", "0"], "--jobs must be in 1.."),
                          ([str(path), "--only", "nothing"], "--only must name experiments of the list"),
                          ([str(own), "--only", "search", "--seeds", "3"], "--only and --seeds must leave something"),
                          (["--report", "--results", str(tmp_path)], "needs result files")):

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from r2rec_jax.config import as_plain, fingerprint
 from r2rec_jax.config.experiments import BASELINES, ExperimentList
+from r2rec_jax.data.fetch import locate
 from r2rec_jax.files import held, read_json, write_json, write_text
 from r2rec_jax.progress import say
 from r2rec_jax.reporting.cells import linked
@@ -16,11 +18,12 @@ from r2rec_jax.reporting.evidence_plots import plot_hits, plot_rewards
 from r2rec_jax.stages.experiments.gathering import gather
 from r2rec_jax.stages.experiments.plan import Task, Trial, baseline_tasks, read_list, root_of, trials_of
 from r2rec_jax.stages.experiments.running import run_tasks
+from r2rec_jax.stages.workspace import SMOLLM2, backbone_path
 
 
 def run_list(path: str, results: str, *, data_path: str | None = None, only: Sequence[str] = (),
              seeds: Sequence[int] = (), only_next: bool = False, retry: bool = False, overwrite: bool = False,
-             nothing: bool = False) -> Path:
+             nothing: bool = False, jobs: int = 1) -> Path:
     """Run what is left of a list; its result file is written anew at the start and after each task.
 
     Args:
@@ -33,13 +36,15 @@ def run_list(path: str, results: str, *, data_path: str | None = None, only: Seq
         retry: run those again that have failed.
         overwrite: train anew what was trained with other settings.
         nothing: only write the result file.
+        jobs: so many tasks at once, each on its share of the CPUs.
 
     Returns:
         The result file's path; it is not there before the first evaluation.
 
     Raises:
         BadInput: the list, a name or a setting is wrong.
-        ValueError: the list is being run by another process, or nothing of it was asked for.
+        ValueError: the list is being run by another process, nothing of it was asked for, or there are fewer CPUs than
+            jobs.
         RuntimeError: tasks have failed; the others have run.
     """
     import jax
@@ -70,7 +75,9 @@ def run_list(path: str, results: str, *, data_path: str | None = None, only: Seq
     with held(root / "lock", f"{root}", "wait for the other process, or stop it"):
         write()
         if not nothing:
-            run_tasks(wanted, write, only_next=only_next, retry=retry or overwrite, overwrite=overwrite)
+            if jobs > 1:
+                fetch_once([trial for trial in chosen if trial.outcome() is None])
+            run_tasks(wanted, write, only_next=only_next, retry=retry or overwrite, overwrite=overwrite, jobs=jobs)
     done, failed = (sum(map(bool, found)) for found in zip(*((t.outcome(), t.failure()) for t in wanted), strict=True))
     told = f"{asked.name}: of {len(wanted)} tasks {done} are done, {failed} have failed; results in {out}"
     say(told)
@@ -78,6 +85,20 @@ def run_list(path: str, results: str, *, data_path: str | None = None, only: Seq
         raise RuntimeError(f"{failed} of {len(wanted)} tasks have failed, why is in their log.txt; --retry runs them "
                            "again")
     return out
+
+
+def fetch_once(trials: Sequence[Trial]) -> None:
+    """Download what the trials read, before several of them ask for it at the same time.
+
+    Raises:
+        ValueError: a data set cannot be had.
+    """
+    for data in {fingerprint(as_plain(trial.config.data)): trial.config.data for trial in trials}.values():
+        locate(data)
+    sources = {(trial.config.backbone.source, trial.config.data.cache_dir) for trial in trials}
+    for source, cache_dir in sorted(sources):
+        if source == SMOLLM2:
+            backbone_path(source, cache_dir)
 
 
 def _check_names(asked: ExperimentList, only: Sequence[str]) -> None:

@@ -205,7 +205,7 @@ def _status(task: Task) -> dict[str, Any]:
     outcome, failure = task.outcome(), task.failure()
     return {"experiment": task.name, "seed": task.seed,
             "status": "done" if outcome is not None else "failed" if failure is not None else "not run",
-            **({"seconds": outcome["seconds"]} if outcome is not None else {}),
+            **({name: outcome[name] for name in ("seconds", "cpus") if name in outcome} if outcome is not None else {}),
             **({"reason": failure} if failure is not None else {})}
 
 

@@ -1,4 +1,4 @@
-"""The tasks of a list, one process after the other; what is finished or has failed is not run again."""
+"""The tasks of a list, each in a process of its own; what is finished or has failed is not run again."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from r2rec_jax.files import write_json
@@ -17,12 +18,37 @@ from r2rec_jax.stages.experiments.plan import Task
 from r2rec_jax.stopping import Interrupted
 
 STOPPED_S = 300
-"""How long a process that was asked to stop may take to end its step and save it."""
+"""How long processes that were asked to stop may take to end their steps and save them."""
+
+_LOOK_S = 0.2
+
+
+@dataclass(frozen=True)
+class Running:
+    """A task at work.
+
+    Attributes:
+        task: which.
+        label: how it is called in messages.
+        process: its process.
+        log: what that says.
+        before: bytes of the log that are of earlier starts.
+        started: seconds of the monotonic clock.
+        cpus: its share of the CPUs; None where it may use all.
+    """
+
+    task: Task
+    label: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    before: int
+    started: float
+    cpus: Sequence[int] | None
 
 
 def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bool = False, retry: bool = False,
-              overwrite: bool = False) -> None:
-    """Run what is left.
+              overwrite: bool = False, jobs: int = 1) -> None:
+    """Run what is left, in order; several at once where they do not wait for each other (:func:`next_task`).
 
     Args:
         tasks: in order.
@@ -30,66 +56,133 @@ def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bo
         only_next: stop after one.
         retry: run those again that have failed.
         overwrite: train anew what was trained with other settings; otherwise that is a failure.
+        jobs: so many at once, each on its share of the CPUs.
 
     Raises:
-        Interrupted: the list or its process was asked to stop; the same command goes on.
+        Interrupted: the list or a process of it was asked to stop; the same command goes on.
+        ValueError: there are fewer CPUs than jobs.
     """
-    for place, task in enumerate(tasks, start=1):
-        label = f"{task.name}, seed {task.seed} ({place} of {len(tasks)})"
-        if task.outcome() is not None:
-            continue
-        if task.failure() is not None and not retry:
-            say(f"{label}: failed before and is left out (--retry runs it again): {task.failure()}")
-            continue
-        say(f"{label}: started; log in {task.folder / 'log.txt'}")
-        started = time.monotonic()
-        reason = run_task(task, overwrite)
-        say(f"{label}: {'done' if reason is None else 'failed'} after {format_duration(time.monotonic() - started)}"
-            + (f": {reason}" if reason is not None else ""))
-        after()
-        if only_next:
-            break
+    free = shares(jobs)
+    labels = {task.folder: f"{task.name}, seed {task.seed} ({place} of {len(tasks)})"
+              for place, task in enumerate(tasks, start=1)}
+    waiting = [task for task in tasks if _is_left(task, labels[task.folder], retry)][:1 if only_next else None]
+    running: list[Running] = []
+    try:
+        while waiting or running:
+            while free and (place := next_task(waiting, [run.task for run in running])) is not None:
+                task = waiting.pop(place)
+                running.append(_start(task, labels[task.folder], free.pop(0), overwrite))
+            ended = _first_ended(running)
+            running.remove(ended)
+            free.append(ended.cpus)
+            reason = _outcome(ended)
+            say(f"{ended.label}: {'done' if reason is None else 'failed'} after "
+                f"{format_duration(time.monotonic() - ended.started)}" + (f": {reason}" if reason is not None else ""))
+            after()
+    except BaseException:
+        _stop(running)
+        raise
 
 
-def run_task(task: Task, overwrite: bool = False) -> str | None:
-    """Run one task in a process of its own.
+def shares(jobs: int) -> list[Sequence[int] | None]:
+    """The CPUs of this process in as many parts; one job has no part, and may use all.
+
+    With CPUs 0 to 4 and two jobs, the parts are 0 and 1, and 2 to 4.
+
+    Raises:
+        ValueError: there are fewer CPUs than jobs.
+    """
+    if jobs == 1:
+        return [None]
+    pinned = hasattr(os, "sched_getaffinity")
+    cpus = sorted(os.sched_getaffinity(0)) if pinned else list(range(os.cpu_count() or 1))
+    if not 1 <= jobs <= len(cpus):
+        raise ValueError(f"--jobs must be in 1..{len(cpus)}, the CPUs of this process; got {jobs}")
+    parts = [cpus[job * len(cpus) // jobs:(job + 1) * len(cpus) // jobs] for job in range(jobs)]
+    return [part if pinned else None for part in parts]
+
+
+def next_task(waiting: Sequence[Task], running: Collection[Task]) -> int | None:
+    """Which of those that wait may start: the first that takes over nothing from one at work, or from one before it.
 
     Returns:
-        Why it failed, in one line, which is also written down; None when it went well.
-
-    Raises:
-        Interrupted: it was asked to stop.
+        Its place; None when all have to wait.
     """
+    busy = {_run_of(task) for task in running}
+    for place, task in enumerate(waiting):
+        if not busy.intersection(task.order.get("reuse", ())):
+            return place
+        busy.add(_run_of(task))
+    return None
+
+
+def _run_of(task: Task) -> str:
+    return str(task.folder / "run")
+
+
+def _is_left(task: Task, label: str, retry: bool) -> bool:
+    if task.outcome() is not None:
+        return False
+    failure = None if retry else task.failure()
+    if failure is not None:
+        say(f"{label}: failed before and is left out (--retry runs it again): {failure}")
+    return failure is None
+
+
+def _start(task: Task, label: str, cpus: Sequence[int] | None, overwrite: bool) -> Running:
     task.folder.mkdir(parents=True, exist_ok=True)
     for name in ("done.json", "failed.json"):
         (task.folder / name).unlink(missing_ok=True)
     write_json(task.folder / "task.json", {"key": task.key, "order": task.order, "overwrite": overwrite})
     log = task.folder / "log.txt"
-    start = log.stat().st_size if log.exists() else 0
-    code = _call([sys.executable, "-m", "r2rec_jax.stages.experiments.worker", str(task.folder),
-                  str(os.getpid())], log)
-    if task.outcome() is not None:
+    before = log.stat().st_size if log.exists() else 0
+    say(f"{label}: started; log in {log}")
+    with log.open("ab") as out:
+        process = subprocess.Popen(command_of(task, cpus), stdin=subprocess.DEVNULL, stdout=out,
+                                   stderr=subprocess.STDOUT)
+    return Running(task, label, process, log, before, time.monotonic(), cpus)
+
+
+def command_of(task: Task, cpus: Sequence[int] | None) -> list[str]:
+    """The command line of a task's process."""
+    share = [] if cpus is None else [",".join(map(str, cpus))]
+    return [sys.executable, "-m", "r2rec_jax.stages.experiments.worker", str(task.folder), str(os.getpid()), *share]
+
+
+def _first_ended(running: Sequence[Running]) -> Running:
+    while True:
+        for run in running:
+            if run.process.poll() is not None:
+                return run
+        time.sleep(_LOOK_S)
+
+
+def _outcome(run: Running) -> str | None:
+    """Why a task failed, in one line, which is also written down; None when it went well.
+
+    Raises:
+        Interrupted: it was asked to stop.
+    """
+    if run.task.outcome() is not None:
         return None
+    code = run.process.returncode
     if code in (0, 130):
         raise Interrupted(signal.SIGTERM if code == 0 else signal.SIGINT)
-    reason = failure_reason(code, log, start)
-    write_json(task.folder / "failed.json", {"key": task.key, "reason": reason, "code": code})
+    reason = failure_reason(code, run.log, run.before)
+    write_json(run.task.folder / "failed.json", {"key": run.task.key, "reason": reason, "code": code})
     return reason
 
 
-def _call(command: Sequence[str], log: Path) -> int:
-    """A process's exit code; a request to stop is handed on to it, and its end is waited for."""
-    with log.open("ab") as out:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
-        try:
-            return process.wait()
-        except BaseException:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(STOPPED_S)
-            process.kill()
-            process.wait()
-            raise
+def _stop(running: Sequence[Running]) -> None:
+    """Hand a request to stop on, and wait until all have ended."""
+    for run in running:
+        run.process.terminate()
+    deadline = time.monotonic() + STOPPED_S
+    for run in running:
+        with suppress(subprocess.TimeoutExpired):
+            run.process.wait(max(0, deadline - time.monotonic()))
+        run.process.kill()
+        run.process.wait()
 
 
 def failure_reason(code: int, log: Path, start: int = 0) -> str:

@@ -1,7 +1,8 @@
 """The process behind one task of a list: trains what is missing, evaluates, and says what it left.
 
-    python -m r2rec_jax.stages.experiments.worker FOLDER PARENT     (``FOLDER/task.json`` says what; a process id)
+    python -m r2rec_jax.stages.experiments.worker FOLDER PARENT [CPUS]
 
+``FOLDER/task.json`` says what, PARENT is a process id, CPUS are the numbers of those it may use (``0,1``; default all).
 A process of its own, so that a failure or a full memory ends one experiment and not the list. It ends with its parent,
 also with one that was gone before this process began, and waits for a process that an earlier list has left behind and
 that is about to end.
@@ -105,7 +106,10 @@ def run_baselines(order: Mapping[str, Any], overwrite: bool = False) -> list[dic
 
 def run(argv: Sequence[str] | None) -> None:
     """Read the order, carry it out, and write down that it is done."""
-    name, parent = sys.argv[1:] if argv is None else argv
+    name, parent, *share = sys.argv[1:] if argv is None else argv
+    cpus = [int(cpu) for given in share for cpu in given.split(",")]
+    if cpus:
+        os.sched_setaffinity(0, cpus)  # before XLA counts them
     folder = Path(name)
     task = read_json(folder / "task.json", "start the list again")
     end_with(int(parent))
@@ -117,7 +121,7 @@ def run(argv: Sequence[str] | None) -> None:
             left = run_trial(task["order"], task["overwrite"])
             write_completions(folder / "completions.txt", task["order"], left)
         write_json(folder / "done.json", {"key": task["key"], "seconds": round(time.monotonic() - started, 1),
-                                          "left": left})
+                                          **({"cpus": len(cpus)} if cpus else {}), "left": left})
 
 
 if __name__ == "__main__":
