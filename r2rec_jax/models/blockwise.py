@@ -29,6 +29,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 CPU_BLOCK = 256
 """Queries a tile, at most; it has half as many keys, or all where there is one tile."""
+NARROW_BLOCK = 64
+"""The same on a CPU for heads of at most :data:`NARROW`: their products are slow in any tile, so the rest decides."""
+NARROW = 32
 ACCELERATOR_BLOCK = 1024
 """The same where a step of a loop costs more than its work: GPUs and TPUs."""
 
@@ -36,9 +39,11 @@ _MASKED = -1e30
 _MANY = 2**30
 
 
-def default_block() -> int:
-    """Queries a tile on jax's default backend."""
-    return CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
+def default_block(width: int) -> int:
+    """Queries a tile for heads of ``width`` on jax's default backend."""
+    if jax.default_backend() != "cpu":
+        return ACCELERATOR_BLOCK
+    return NARROW_BLOCK if width <= NARROW else CPU_BLOCK
 
 
 def tile_sizes(length: int, block: int) -> tuple[int, int]:
@@ -105,7 +110,7 @@ class _Tiles:
     def __init__(self, k: Any, segments: Any, parents: Any, heads: int, block: int | None) -> None:
         self.length, self.kv_heads = k.shape[1], k.shape[2]
         self.group = heads // self.kv_heads
-        self.queries, self.keys = tile_sizes(self.length, block or default_block())
+        self.queries, self.keys = tile_sizes(self.length, block or default_block(k.shape[3]))
         self.room = -(-self.length // self.queries) * self.queries
         self.segments, self.parents = self._padded(segments), self._padded(parents)
         self.blocks = self.room // self.queries

@@ -163,6 +163,7 @@ def training_temporaries(shapes: Shapes, row: RowShape, rows: int, remat: bool) 
     c, size = shapes.config, shapes.dtype.itemsize
     tokens, split = rows * row.length, shapes.sizes["tensor"]
     numbers = layer_numbers(c) // split
+    # Narrow heads have smaller tiles on a CPU, and copies beside them that make up for it.
     queries, keys = tile_sizes(row.length, CPU_BLOCK if shapes.on_cpu else ACCELERATOR_BLOCK)
     scores = 3 * rows * c.heads // split * queries * keys * 4
     saved = c.layers * tokens * (c.hidden_size if remat else numbers) * size
