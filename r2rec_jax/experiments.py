@@ -33,8 +33,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true",
                         help="train anew what was trained with other settings; without it such an experiment fails")
     parser.add_argument("--jobs", type=int, default=1, metavar="N",
-                        help="run so many at once, each on its share of the CPUs: small models do not fill several "
-                             "(default: 1). An accelerator is not shared out")
+                        help="run so many at once, each on its share of the CPUs, which small models do not fill, and "
+                             "of the NVIDIA GPUs, where there are any")
     parser.add_argument("--report", action="store_true", help="write the report and its plots; run nothing")
     parser.add_argument("--data_path", type=str | None, default=None, metavar="FOLDER",
                         help="where the data set's files lie, if they are not to be downloaded")

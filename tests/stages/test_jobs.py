@@ -16,7 +16,8 @@ import pytest
 
 from r2rec_jax.stages.experiments import running
 from r2rec_jax.stages.experiments.plan import Task
-from r2rec_jax.stages.experiments.running import next_task, run_tasks, shares
+from r2rec_jax.stages.experiments.running import next_task, run_tasks
+from r2rec_jax.stages.experiments.shares import Share, shares
 from r2rec_jax.stopping import Interrupted
 
 WORK = """
@@ -43,9 +44,9 @@ def task(root: Path, name: str, reuse: Sequence[str] = (), kind: str = "goes wel
 
 @pytest.fixture(autouse=True)
 def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    def command(task: Task, cpus: Sequence[int] | None) -> list[str]:
+    def command(task: Task, share: Share) -> list[str]:
         return [sys.executable, "-c", WORK, str(task.folder), task.order["does"], str(task.order["seconds"]),
-                *map(str, cpus or ())]
+                *map(str, share.cpus)]
 
     monkeypatch.setattr(running, "command_of", command)
 
@@ -116,7 +117,7 @@ def test_a_request_to_stop_reaches_all(tmp_path: Path, monkeypatch: pytest.Monke
 @needs_two
 def test_one_that_was_asked_to_stop_stops_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that ends well without an outcome was asked to stop: nothing new is started, the others end."""
-    monkeypatch.setattr(running, "command_of", lambda task, cpus: [sys.executable, "-c", "import time; time.sleep("
+    monkeypatch.setattr(running, "command_of", lambda task, share: [sys.executable, "-c", "import time; time.sleep("
                                                                    f"{task.order['seconds']})"])
     tasks = [task(tmp_path, "a", seconds=0.1), task(tmp_path, "b", seconds=60), task(tmp_path, "c", seconds=0)]
     started = time.monotonic()
@@ -127,10 +128,38 @@ def test_one_that_was_asked_to_stop_stops_the_list(tmp_path: Path, monkeypatch: 
 
 def test_parts_of_the_cpus() -> None:
     cpus = sorted(os.sched_getaffinity(0))
-    assert shares(1) == [None]
+    assert shares(1, {"CUDA_VISIBLE_DEVICES": "0,1"}) == [Share()]
     for jobs in range(2, len(cpus) + 1):
-        parts = [part for part in shares(jobs) if part]
-        assert [cpu for part in parts for cpu in part] == cpus and len(parts) == jobs
+        parts = [share.cpus for share in shares(jobs, {"JAX_PLATFORMS": "cpu"})]
+        assert [cpu for part in parts for cpu in part] == cpus and all(parts) and len(parts) == jobs
     for wrong in (0, -1, len(cpus) + 1):
         with pytest.raises(ValueError, match=rf"--jobs must be in 1\.\.{len(cpus)}, the CPUs .*; got {wrong}"):
             shares(wrong)
+
+
+@needs_two
+def test_parts_of_the_gpus(tmp_path: Path) -> None:
+    def gpus(environment: dict[str, str], jobs: int = 2) -> list[str | None]:
+        return [share.gpus for share in shares(jobs, environment, tmp_path)]
+
+    assert gpus({}) == [None, None], "no GPU"
+    for name in ("nvidia0", "nvidia2", "nvidia10", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert gpus({}) == ["0", "2,10"]
+    assert gpus({"CUDA_VISIBLE_DEVICES": "GPU-a, 3 ,1,7"}) == ["GPU-a,3", "1,7"]
+    assert gpus({"CUDA_VISIBLE_DEVICES": ""}) == gpus({"JAX_PLATFORMS": "cpu"}) == [None, None]
+    with pytest.raises(ValueError, match=r"--jobs must be in 1\.\.1, the GPUs of this process; got 2; JAX_PLATFORMS"):
+        gpus({"CUDA_VISIBLE_DEVICES": "5"})
+
+
+@needs_two
+def test_a_job_sees_its_own_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    work = WORK.replace('"share": share', '"share": os.environ["CUDA_VISIBLE_DEVICES"]')
+    assert work != WORK
+    monkeypatch.setattr(running, "command_of", lambda task, share: [
+        sys.executable, "-c", work, str(task.folder), "goes well", "1"])
+    tasks = [task(tmp_path, name) for name in ("a", "b")]
+    run_tasks(tasks, lambda: None, jobs=2)
+    assert [json.loads((t.folder / "done.json").read_text())["share"] for t in tasks] == ["4", "6"]

@@ -36,7 +36,7 @@ def run_list(path: str, results: str, *, data_path: str | None = None, only: Seq
         retry: run those again that have failed.
         overwrite: train anew what was trained with other settings.
         nothing: only write the result file.
-        jobs: so many tasks at once, each on its share of the CPUs.
+        jobs: so many tasks at once, each on its share of CPUs and GPUs.
 
     Returns:
         The result file's path; it is not there before the first evaluation.

@@ -15,6 +15,7 @@ from pathlib import Path
 from r2rec_jax.files import write_json
 from r2rec_jax.progress import format_duration, say
 from r2rec_jax.stages.experiments.plan import Task
+from r2rec_jax.stages.experiments.shares import Share, shares
 from r2rec_jax.stopping import Interrupted
 
 STOPPED_S = 300
@@ -34,7 +35,7 @@ class Running:
         log: what that says.
         before: bytes of the log that are of earlier starts.
         started: seconds of the monotonic clock.
-        cpus: its share of the CPUs; None where it may use all.
+        share: its part of the machine.
     """
 
     task: Task
@@ -43,7 +44,7 @@ class Running:
     log: Path
     before: int
     started: float
-    cpus: Sequence[int] | None
+    share: Share
 
 
 def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bool = False, retry: bool = False,
@@ -56,11 +57,11 @@ def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bo
         only_next: stop after one.
         retry: run those again that have failed.
         overwrite: train anew what was trained with other settings; otherwise that is a failure.
-        jobs: so many at once, each on its share of the CPUs.
+        jobs: so many at once, each on its :func:`shares` of the machine.
 
     Raises:
         Interrupted: the list or a process of it was asked to stop; the same command goes on.
-        ValueError: there are fewer CPUs than jobs.
+        ValueError: there are fewer CPUs than jobs, or GPUs but fewer.
     """
     free = shares(jobs)
     labels = {task.folder: f"{task.name}, seed {task.seed} ({place} of {len(tasks)})"
@@ -74,7 +75,7 @@ def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bo
                 running.append(_start(task, labels[task.folder], free.pop(0), overwrite))
             ended = _first_ended(running)
             running.remove(ended)
-            free.append(ended.cpus)
+            free.append(ended.share)
             reason = _outcome(ended)
             say(f"{ended.label}: {'done' if reason is None else 'failed'} after "
                 f"{format_duration(time.monotonic() - ended.started)}" + (f": {reason}" if reason is not None else ""))
@@ -82,24 +83,6 @@ def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bo
     except BaseException:
         _stop(running)
         raise
-
-
-def shares(jobs: int) -> list[Sequence[int] | None]:
-    """The CPUs of this process in as many parts; one job has no part, and may use all.
-
-    With CPUs 0 to 4 and two jobs, the parts are 0 and 1, and 2 to 4.
-
-    Raises:
-        ValueError: there are fewer CPUs than jobs.
-    """
-    if jobs == 1:
-        return [None]
-    pinned = hasattr(os, "sched_getaffinity")
-    cpus = sorted(os.sched_getaffinity(0)) if pinned else list(range(os.cpu_count() or 1))
-    if not 1 <= jobs <= len(cpus):
-        raise ValueError(f"--jobs must be in 1..{len(cpus)}, the CPUs of this process; got {jobs}")
-    parts = [cpus[job * len(cpus) // jobs:(job + 1) * len(cpus) // jobs] for job in range(jobs)]
-    return [part if pinned else None for part in parts]
 
 
 def next_task(waiting: Sequence[Task], running: Collection[Task]) -> int | None:
@@ -129,7 +112,7 @@ def _is_left(task: Task, label: str, retry: bool) -> bool:
     return failure is None
 
 
-def _start(task: Task, label: str, cpus: Sequence[int] | None, overwrite: bool) -> Running:
+def _start(task: Task, label: str, share: Share, overwrite: bool) -> Running:
     task.folder.mkdir(parents=True, exist_ok=True)
     for name in ("done.json", "failed.json"):
         (task.folder / name).unlink(missing_ok=True)
@@ -138,15 +121,16 @@ def _start(task: Task, label: str, cpus: Sequence[int] | None, overwrite: bool) 
     before = log.stat().st_size if log.exists() else 0
     say(f"{label}: started; log in {log}")
     with log.open("ab") as out:
-        process = subprocess.Popen(command_of(task, cpus), stdin=subprocess.DEVNULL, stdout=out,
-                                   stderr=subprocess.STDOUT)
-    return Running(task, label, process, log, before, time.monotonic(), cpus)
+        process = subprocess.Popen(
+            command_of(task, share), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            env=os.environ | ({} if share.gpus is None else {"CUDA_VISIBLE_DEVICES": share.gpus}))
+    return Running(task, label, process, log, before, time.monotonic(), share)
 
 
-def command_of(task: Task, cpus: Sequence[int] | None) -> list[str]:
+def command_of(task: Task, share: Share) -> list[str]:
     """The command line of a task's process."""
-    share = [] if cpus is None else [",".join(map(str, cpus))]
-    return [sys.executable, "-m", "r2rec_jax.stages.experiments.worker", str(task.folder), str(os.getpid()), *share]
+    return [sys.executable, "-m", "r2rec_jax.stages.experiments.worker", str(task.folder), str(os.getpid()),
+            *([",".join(map(str, share.cpus))] if share.cpus else [])]
 
 
 def _first_ended(running: Sequence[Running]) -> Running:
