@@ -16,7 +16,7 @@ from r2rec_jax.files import write_json
 from r2rec_jax.progress import format_duration, say
 from r2rec_jax.stages.experiments.plan import Task
 from r2rec_jax.stages.experiments.shares import Share, shares
-from r2rec_jax.stopping import Interrupted
+from r2rec_jax.stopping import Interrupted, deferred
 
 STOPPED_S = 300
 """How long processes that were asked to stop may take to end their steps and save them."""
@@ -72,7 +72,8 @@ def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bo
         while waiting or running:
             while free and (place := next_task(waiting, [run.task for run in running])) is not None:
                 task = waiting.pop(place)
-                running.append(_start(task, labels[task.folder], free.pop(0), overwrite))
+                with deferred():  # a process that is started is one that will be stopped
+                    running.append(_start(task, labels[task.folder], free.pop(0), overwrite))
             ended = _first_ended(running)
             running.remove(ended)
             free.append(ended.share)
