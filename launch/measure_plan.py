@@ -45,7 +45,8 @@ def work(stage: str) -> None:
     from r2rec_jax.sampling.decoder import Decoder
     from r2rec_jax.stages.workspace import backbone_path
     from r2rec_jax.tokens.examples import Example
-    from r2rec_jax.training.grpo import Environment, train_grpo
+    from r2rec_jax.training.environment import Environment
+    from r2rec_jax.training.grpo import train_grpo
     from r2rec_jax.training.policy import FrozenModel
     from r2rec_jax.training.sft import train_sft
     from r2rec_jax.training.state import stream_key

@@ -27,18 +27,8 @@ from r2rec_jax.parallel.kept import programs
 from r2rec_jax.sampling.decoder import Decoder
 from r2rec_jax.stages.workspace import backbone_path
 from r2rec_jax.tokens.examples import Example, group_rows
-from r2rec_jax.training.grpo import (
-    SUMS,
-    Environment,
-    completion_texts,
-    make_grpo_loss,
-    make_passes,
-    make_scoring,
-    roll_out,
-    score_texts,
-    update,
-    with_scores,
-)
+from r2rec_jax.training.environment import Environment, completion_texts, roll_out, score_texts
+from r2rec_jax.training.grpo import SUMS, make_grpo_loss, make_passes, make_scoring, update, with_scores
 from r2rec_jax.training.losses import group_advantages
 from r2rec_jax.training.policy import FrozenModel
 from r2rec_jax.training.rollouts import with_advantages

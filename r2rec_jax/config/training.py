@@ -225,6 +225,12 @@ class GrpoConfig:
         steps: stop after this many steps (rollouts, and ``iterations`` updates on each); null runs all epochs.
         start: the adapter GRPO starts from: ``sft``, or ``base`` for the paper's row without SFT.
         checkpoint_every: updates between checkpoints.
+        eval_every: steps between looks at held-out prompts: ``eval_prompts`` validation queries, each answered
+            ``group_size`` times by drawn answers, before the first step, after every so many and after the last. Their
+            rewards are logged beside those of the training prompts (``eval_reward_rank``, ``eval_hit``, ...), and
+            nothing is trained on them. 0 never looks. A look takes as long as the rollouts of ``eval_prompts`` /
+            ``prompts_per_step`` steps.
+        eval_prompts: how many validation queries; all of them where the data has fewer.
     """
 
     epochs: int = 1
@@ -253,13 +259,16 @@ class GrpoConfig:
     steps: int | None = None
     start: Literal["sft", "base"] = "sft"
     checkpoint_every: int = 10
+    eval_every: int = 0
+    eval_prompts: int = 32
 
     def __post_init__(self) -> None:
         check(self.group_size >= 2, "grpo.group_size", ">= 2", self.group_size,
                "advantages divide by the group's std")
         for name in ("epochs", "prompts_per_step", "micro_prompts", "max_new_tokens", "iterations",
-                     "checkpoint_every"):
+                     "checkpoint_every", "eval_prompts"):
             check(getattr(self, name) >= 1, f"grpo.{name}", ">= 1", getattr(self, name))
+        check(self.eval_every >= 0, "grpo.eval_every", ">= 0", self.eval_every)
         check(self.prompts_per_step % self.micro_prompts == 0, "grpo.prompts_per_step",
                "a multiple of grpo.micro_prompts", self.prompts_per_step)
         check(self.lr > 0, "grpo.lr", "> 0", self.lr)

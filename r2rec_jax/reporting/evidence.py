@@ -220,8 +220,9 @@ def reward_lines(curves: Sequence[Entry]) -> str:
     for experiment, own in _by_experiment(curves).items():
         (rank, rank_error), (step, step_error) = (reward_rise(own, name) for name in ("reward_rank", "reward_step"))
         name = f"- {experiment} ({own[0]['system']}), first to last fifth"
+        held_out = held_out_line(own)
         if not np.isfinite([rank_error, step_error]).all():
-            lines.append(f"{name}, of too few steps for an error: R_rank {rank:+.3f}, R_step {step:+.3f}.")
+            lines.append(f"{name}, of too few steps for an error: R_rank {rank:+.3f}, R_step {step:+.3f}{held_out}.")
             continue
         said = (f"{name}, with the standard error that the scatter of steps gives: R_rank {rank:+.3f} ± "
                 f"{rank_error:.3f}, R_step {step:+.3f} ± {step_error:.3f}")
@@ -229,8 +230,25 @@ def reward_lines(curves: Sequence[Entry]) -> str:
             said += "; R_rank's rise is within that scatter"
         elif step > 2 * step_error and rank <= 2 * rank_error:
             said += "; **the reward rose through R_step alone, which is no success**"
-        lines.append(said + ".")
+        lines.append(f"{said}{held_out}.")
     return "\n".join(lines)
+
+
+def held_out_line(curves: Sequence[Entry]) -> str:
+    """What prompts that nothing was trained on gave before the first step and after the last, as the end of a sentence;
+    nothing where none were asked."""
+    looks = [curve["held_out"] for curve in curves if "held_out" in curve]
+    if not looks:
+        return ""
+    prompts, seeds = sorted({look["prompts"] for look in looks}), len(looks)
+    said = []
+    for name, label in (("reward_rank", "R_rank"), ("hit", "HitRatio@1")):
+        ends = np.array([[look[name][0], look[name][-1]] for look in looks])
+        before, after = ends.mean(axis=0)
+        by_seed = ", ".join(f"{last - first:+.3f}" for first, last in ends)
+        said.append(f"{label} {before:.3f} to {after:.3f}" + (f" (by seed {by_seed})" if seeds > 1 else ""))
+    return (f"; of the same {listed(prompts)} held-out prompts, before the first step and after the last, "
+            + ", ".join(said))
 
 
 def reward_rise(curves: Sequence[Entry], name: str) -> tuple[float, float]:

@@ -22,6 +22,7 @@ Entry = Mapping[str, Any]
 
 REWARDS = (
     ("reward_rank", "Ranking reward R_rank", "mean R_rank (0 to 1)"),
+    ("held_out/reward_rank", "R_rank of held-out prompts", "mean R_rank (0 to 1)"),
     ("reward_step", "Step reward R_step", "mean R_step (0 to 1)"),
     ("reward_true", "True statements R_true", "mean R_true (0 to 1)"),
     ("valid", "Valid answers", "share of completions"),
@@ -31,7 +32,11 @@ REWARDS = (
     ("copied_order", "Answers that copy the order", "share of completions"),
     ("truncated", "Cut off at the limit", "share of completions"),
 )
+"""Of a curve: its key, or those that lead to it; title and label of the panel."""
 SHARES = ("reward_rank", "reward_step", "reward_true", "valid", "copied_order", "truncated")
+FEW = 20
+"""Points that are marked each."""
+
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray")
 CHAINS = {"own": "its own chains", "swapped": "another user's chains", "none": "no chains"}
 
@@ -46,7 +51,7 @@ def plot_rewards(found: Entry, path: Path) -> Path:
     for curve in found["curves"]:
         with_sft = "after SFT" if curve["system"] == "sft+grpo" else "without SFT"
         groups.setdefault(f"{curve['experiment']}: {with_sft}", []).append(curve)
-    panels = [panel for panel in REWARDS if any(panel[0] in curve for curve in found["curves"])]
+    panels = [panel for panel in REWARDS if band(found["curves"], panel[0])[0].size]
     if not panels:
         raise ValueError(f"{path.name} needs curves of GRPO; the result file {found['name']} has none")
     figure = make_figure(4.2 * min(4, len(panels)), 3.1 * -(-len(panels) // 4) + 0.6)
@@ -66,6 +71,9 @@ def plot_rewards(found: Entry, path: Path) -> Path:
 
 def band(curves: Sequence[Entry], name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(steps [S], values [seeds, S]) of the curves that have the value, as far as the shortest of them has come."""
+    *within, name = name.split("/")
+    for key in within:
+        curves = [curve[key] for curve in curves if key in curve]
     own = [curve for curve in curves if name in curve]
     length = min((len(curve["steps"]) for curve in own), default=0)
     steps = np.array(own[0]["steps"][:length] if own else [], dtype=np.int64)
@@ -96,7 +104,8 @@ def _draw_band(axes: Axes, curves: Sequence[Entry], name: str, colour: Any) -> A
         return axes.plot([], [], color=colour)[0]
     if len(values) > 1:
         axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
-    return axes.plot(steps, values.mean(axis=0), color=colour, linewidth=1.6)[0]
+    few = {"marker": "o", "markersize": 3} if len(steps) <= FEW else {}
+    return axes.plot(steps, values.mean(axis=0), color=colour, linewidth=1.6, **few)[0]
 
 
 def _draw_popularity(axes: Axes, group: Sequence[tuple[str, Entry]], whose: str) -> None:

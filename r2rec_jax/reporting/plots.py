@@ -58,6 +58,7 @@ LOSS_PANELS = (
 
 REWARD_PANELS = (
     Panel("grpo", "Ranking reward R_rank", "mean R_rank (0 to 1)", ("reward_rank",), bottom=0, top=1),
+    Panel("grpo", "R_rank of held-out prompts", "mean R_rank (0 to 1)", ("eval_reward_rank",), bottom=0, top=1),
     Panel("grpo", "Step reward R_step", "mean R_step (0 to 1)", ("reward_step",), bottom=0, top=1),
     Panel("grpo", "True statements R_true", "mean R_true (0 to 1)", ("reward_true",), bottom=0, top=1),
     Panel("grpo", "Total reward, weighted", "mean R", ("reward",), bottom=0),

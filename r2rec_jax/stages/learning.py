@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from r2rec_jax.config import LoraConfig
+from r2rec_jax.data.queries import Query
 from r2rec_jax.models.backbone import Backbone, random_backbone, rescaled, tiny_hf_config, with_base
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.models.huggingface import save_merged
@@ -37,7 +38,8 @@ from r2rec_jax.stages.workspace import Workspace
 from r2rec_jax.thoughts.truth import truth_of, truth_share
 from r2rec_jax.tokens.examples import Example, Limits, check_fit, make_example
 from r2rec_jax.training.checkpoints import Checkpoints, Identity
-from r2rec_jax.training.grpo import Environment, train_grpo
+from r2rec_jax.training.environment import Environment
+from r2rec_jax.training.grpo import train_grpo
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.policy import FrozenModel
 from r2rec_jax.training.pretrain import pretrain_graphdef, train_pretrain
@@ -118,24 +120,39 @@ def sft_stage(work: Workspace) -> dict[str, Any]:
 def grpo_stage(work: Workspace) -> dict[str, Any]:
     """Train the adapter by its own rollouts and their rewards (Eq. 4 to 7)."""
     c, backbone, tokenizer = work.config, work.backbone, work.tokenizer
-    queries = work.prepared.queries["rl"]
-    rendered = render_queries(work.prepared, queries, c.prompts, tokenizer, shown_thoughts(work, queries))
-    prompts = [Example(r.query.query_id, r.chat.ids, ()) for r in rendered]
-    check_fit(prompts, backbone.config.max_positions, backbone.config.vocab_size, c.grpo.max_new_tokens,
+    queries, held_out = work.prepared.queries["rl"], held_out_queries(work)
+    rendered = render_queries(work.prepared, [*queries, *held_out], c.prompts, tokenizer,
+                              shown_thoughts(work, [*queries, *held_out]))
+    asked = [Example(r.query.query_id, r.chat.ids, ()) for r in rendered]
+    check_fit(asked, backbone.config.max_positions, backbone.config.vocab_size, c.grpo.max_new_tokens,
               "grpo.max_new_tokens or prompts.max_tokens")
     band = resolve_band(c.rewards, work.run.result("thoughts")["ranking_statements"])
-    say(f"grpo: {len(rendered)} prompts, {c.grpo.group_size} completions each; full step reward for "
+    say(f"grpo: {len(queries)} prompts, {c.grpo.group_size} completions each; full step reward for "
         f"{band.low} to {band.high} statements")
-    environment = Environment(work.decoder.generate, tokenizer.decode, make_reward(work, rendered, band),
-                              work.pad_id)
+    environment = Environment(work.decoder.generate, tokenizer.decode, make_reward(work, rendered, band), work.pad_id)
     start = work.adapter("sft") if c.grpo.start == "sft" else fresh_adapter(work)
     trained = train_grpo(
-        _frozen(work, backbone), start, prompts, c.grpo, environment, seed=c.train_seed,
-        checkpoints=_checkpoints(work, "grpo", backbone, c.lora), metrics=_metrics(work, "grpo"),
+        _frozen(work, backbone), start, asked[:len(queries)], c.grpo, environment, seed=c.train_seed,
+        held_out=asked[len(queries):], checkpoints=_checkpoints(work, "grpo", backbone, c.lora),
+        metrics=_metrics(work, "grpo"),
         completions_log=JsonLines(work.run.folder("grpo") / "completions.jsonl") if is_first() else None)
     _keep_adapter(work, "grpo", trained.params)
-    return {**count_dropped(rendered), "band": [band.low, band.high], "steps": trained.steps,
+    return {**count_dropped(rendered[:len(queries)]), "band": [band.low, band.high], "steps": trained.steps,
             "skipped": trained.skipped, "base_sha256": backbone.sha256}
+
+
+def held_out_queries(work: Workspace) -> list[Query]:
+    """The validation queries whose rewards GRPO's curves show beside those of its own prompts; none unless asked for.
+
+    Raises:
+        ValueError: the data has none.
+    """
+    config = work.config.grpo
+    queries = work.prepared.queries["validation"]
+    if config.eval_every and not queries:
+        raise ValueError("grpo.eval_every needs validation queries; the data has none; raise data.validation_users, or "
+                         "set it to 0")
+    return list(queries[:config.eval_prompts]) if config.eval_every else []
 
 
 def make_reward(work: Workspace, rendered: Sequence[RenderedQuery], band: Band) -> Any:

@@ -63,8 +63,10 @@ def builds_on(config: TrainConfig, stage: str) -> tuple[str, ...]:
     return _BUILDS_ON[stage]
 
 
-WITHOUT_EFFECT = {"data": DATA_PLACES, "thoughts": ("store",), "thoughts.endpoint": OPERATIONAL}
-"""Settings that say where something lies or how it is reached, not what it is: they do not enter a key."""
+WITHOUT_EFFECT = {"data": DATA_PLACES, "thoughts": ("store",), "thoughts.endpoint": OPERATIONAL,
+                  "grpo": ("eval_every", "eval_prompts")}
+"""Settings that say where something lies, how it is reached or how often it is looked at, not what it is: they do not
+enter a key."""
 
 LATER: dict[str, Any] = {"sft.steps": None, "pretrain.adapt": False, "backbone.item_tokens": False,
                          "backbone.matmul_dtype": None, "grpo.uniform_groups": "keep", "rewards.true_weight": 0.0,

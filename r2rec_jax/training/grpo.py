@@ -16,72 +16,46 @@ The paper gives the reward, learning rate, temperature and top-p; G, clip range,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
 from r2rec_jax.config import GrpoConfig
 from r2rec_jax.models.lora import copy_lora, zeros_like_lora
 from r2rec_jax.parallel.compiling import Report, silent
-from r2rec_jax.parallel.distributed import FirstFailed, check_stop, on_first
+from r2rec_jax.parallel.distributed import check_stop
 from r2rec_jax.parallel.sharding import place
-from r2rec_jax.reasons import one_line
 from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.tokens.examples import Batch, Example
 from r2rec_jax.tokens.loader import Loader
 from r2rec_jax.training.checkpoints import Checkpoints
+from r2rec_jax.training.environment import (
+    Environment,
+    completion_texts,
+    held_out_metrics,
+    roll_out,
+    shared_rewards,
+    spread,
+    step_metrics,
+)
 from r2rec_jax.training.losses import completion_weights, group_advantages, grpo_loss
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.policy import FrozenModel
 from r2rec_jax.training.programs import Program
-from r2rec_jax.training.rollouts import Generate, GroupBatch, group_shape, lay_out, with_advantages
-from r2rec_jax.training.session import RewardError, Session, Trained, steps_of
+from r2rec_jax.training.rollouts import GroupBatch, group_shape, lay_out, with_advantages
+from r2rec_jax.training.session import Session, Trained, steps_of
 from r2rec_jax.training.shared import SharedCheckpoints
-from r2rec_jax.training.state import (
-    TrainState,
-    init_state,
-    learning_rate,
-    make_optimizer,
-    make_schedule,
-    stream_key,
-)
+from r2rec_jax.training.state import TrainState, init_state, learning_rate, make_optimizer, make_schedule
 from r2rec_jax.training.updates import LossFn, Updates
 
 SUMS = ("tokens", "kl", "ratio", "clip_low", "clip_high", "correction", "entropy", "drift")
 SHOWN = ("reward", "kl", "completion_tokens")
-LOGGED_AS = {"total": "reward", "rank": "reward_rank", "step": "reward_step", "true": "reward_true"}
-"""Names in the metrics of reward parts whose own name says too little; the others keep theirs."""
-
-
-class RewardFn(Protocol):
-    """Scores completions: one number each under ``total``, and under any other name what is logged beside it."""
-
-    def __call__(self, completions: Sequence[str], example_ids: Sequence[str]) -> Mapping[str, np.ndarray]:
-        """Arrays of one number a completion, by name."""
-        ...
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What GRPO needs of the world outside the model.
-
-    Attributes:
-        generate: draws completions.
-        decode: token ids to text (a completion's end token is left out).
-        reward: scores the texts.
-        pad_id: written where there is no token; never read.
-    """
-
-    generate: Generate
-    decode: Callable[[Sequence[int]], str]
-    reward: RewardFn
-    pad_id: int = 0
 
 
 def make_grpo_loss(model: FrozenModel, config: GrpoConfig) -> LossFn:
@@ -111,6 +85,7 @@ def train_grpo(
     environment: Environment,
     *,
     seed: int,
+    held_out: Sequence[Example] = (),
     checkpoints: Checkpoints | SharedCheckpoints | None = None,
     metrics: MetricsWriter | None = None,
     completions_log: JsonLines | None = None,
@@ -125,8 +100,12 @@ def train_grpo(
         config: of the stage.
         environment: sampler, text and rewards.
         seed: order of the prompts and noise of the rollouts.
+        held_out: prompts that the policy answers before the first step, after every ``eval_every`` steps and after the
+            last, and is not trained on; see :func:`~r2rec_jax.training.environment.held_out_metrics`. None are asked
+            where ``eval_every`` is 0.
         checkpoints: resumed from and saved to.
-        metrics: one row a step; see :func:`step_metrics`.
+        metrics: one row a step; see :func:`~r2rec_jax.training.environment.step_metrics`. What held-out prompts gave
+            stands in the row of the step after which they were asked, and in one of step 0.
         completions_log: gets the first group of each step: prompt, texts and rewards.
 
     Returns:
@@ -154,6 +133,11 @@ def train_grpo(
             passes = make_passes(chosen, rollout, config, longest, environment.pad_id, model.row_shards, kept)
             return [with_scores(group, score, session.state.params, reference, model.base, config) for group in passes]
 
+        def asked(lora: nnx.State) -> dict[str, float]:
+            return held_out_metrics(lora, model, held_out, config, environment, seed, session.report)
+
+        if config.eval_every and held_out:
+            session.begin(lambda: asked(session.state.params))
         for step in session.steps():
             chosen = next(loader)
             ids = [example.example_id for example in chosen]
@@ -174,82 +158,15 @@ def train_grpo(
             passes = with_advantages(passes, advantages)
             state, values = update(session.state, updates, model.base, passes, config.iterations)
             clock.lap("update_seconds")
+            if config.eval_every and held_out and (step % config.eval_every == 0 or step == total):
+                values |= asked(state.params)
+                clock.lap("eval_seconds")
             values |= {"lr": lr, **step_metrics(rollout, rewards), **clock.laps}
             if completions_log is not None:
                 completions_log.append({"step": step, "example_id": ids[0], "completions": texts[: config.group_size],
                                         "rewards": {name: x[0] for name, x in rewards.items()}})
             session.finish(step, state, values, ids)
     return session.trained()
-
-
-def spread(rewards: Float[np.ndarray, "P G"]) -> Bool[np.ndarray, " P"]:
-    """Which groups have rewards that differ. Advantages would not do: of equal numbers float leaves some."""
-    return np.ptp(rewards, axis=1) > 0
-
-
-def roll_out(lora: nnx.State, model: FrozenModel, chosen: Sequence[Example], config: GrpoConfig,
-             environment: Environment, seed: int, step: int, report: Report = silent) -> Rollout:
-    """G completions of each prompt by the adapter as it stands; the noise is a function of seed, step and row."""
-    first = (step - 1) * config.prompts_per_step * config.group_size
-    return environment.generate(
-        lora, model.base, [example.prompt_ids for example in chosen], group=config.group_size,
-        max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p,
-        key=stream_key(seed, "rollout", step), row_ids=range(first, first + len(chosen) * config.group_size),
-        on_compile=report)
-
-
-def completion_texts(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """Texts of all completions, prompt by prompt, each without its end token."""
-    prompts, group = rollout.lengths.shape
-    return [decode(rollout.tokens[p, g, : rollout.lengths[p, g] - int(rollout.finished[p, g])].tolist())
-            for p in range(prompts) for g in range(group)]
-
-
-def shared_rewards(reward: RewardFn, texts: Sequence[str], example_ids: Sequence[str], group: int
-                   ) -> dict[str, np.ndarray]:
-    """:func:`score_texts` by process 0 for all, so that a function that asks a service, or is not deterministic, is
-    called once and every process trains on the same numbers."""
-    def score() -> dict[str, list[list[float]]]:
-        return {name: x.tolist() for name, x in score_texts(reward, texts, example_ids, group).items()}
-
-    try:
-        return {name: np.asarray(x, np.float64) for name, x in on_first(score).items()}
-    except FirstFailed as error:
-        raise RewardError(str(error)) from None
-
-
-def score_texts(reward: RewardFn, texts: Sequence[str], example_ids: Sequence[str], group: int
-                ) -> dict[str, np.ndarray]:
-    """Rewards as float64 [P, G] arrays by name.
-
-    Raises:
-        RewardError: in one line, when the function raises, has no ``total``, or gives one that is not finite; it names
-            the example.
-    """
-    repeated = [example_id for example_id in example_ids for _ in range(group)]
-    try:
-        parts = {name: np.asarray(x, np.float64) for name, x in reward(texts, repeated).items()}
-    except Exception as error:
-        raise RewardError(f"the reward function failed on {_culprit(reward, texts, repeated, group)}: "
-                          f"{type(error).__name__}: {one_line(error)}") from error
-    wrong = {name: x.shape for name, x in parts.items() if x.shape != (len(texts),)}
-    if "total" not in parts or wrong:
-        raise RewardError(f"a reward function must return 'total' and parts of shape ({len(texts)},); got "
-                          f"{sorted(parts)} with wrong shapes {wrong}")
-    if not np.isfinite(parts["total"]).all():
-        place = int(np.flatnonzero(~np.isfinite(parts["total"]))[0])
-        raise RewardError(f"a reward must be finite; got {parts['total'][place]} for completion {place % group} of "
-                          f"example {repeated[place]!r}")
-    return {name: x.reshape(len(example_ids), group) for name, x in parts.items()}
-
-
-def _culprit(reward: RewardFn, texts: Sequence[str], repeated: Sequence[str], group: int) -> str:
-    for number, (text, example_id) in enumerate(zip(texts, repeated, strict=True)):
-        try:
-            reward([text], [example_id])
-        except Exception:
-            return f"completion {number % group} of example {example_id!r}"
-    return f"the completions of examples {', '.join(dict.fromkeys(repeated))} together"
 
 
 def make_scoring(model: FrozenModel, temperature: float, report: Report = silent) -> Program:
@@ -297,24 +214,6 @@ def update(state: TrainState, updates: Updates, base: nnx.State, passes: Sequenc
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     first = {name: rows[0][name] for name in ("drift",) if name in rows[0]}
     return state, means | {name: rows[-1][name] for name in ("skipped", "skipped_in_a_row")} | first
-
-
-def step_metrics(rollout: Rollout, rewards: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """What is logged of a step's rollouts.
-
-    Returns:
-        The mean of every reward part over the completions where it is a number (names: :data:`LOGGED_AS`);
-        ``reward_std`` of the total over all completions; ``zero_spread_groups``: share of groups whose rewards are all
-        equal, which teach nothing; ``completion_tokens``: mean length; ``truncated``: share of completions that hit
-        the limit.
-    """
-    total = rewards["total"]
-    return {
-        **{LOGGED_AS.get(name, name): float(np.mean(x[np.isfinite(x)]))
-           for name, x in rewards.items() if np.isfinite(x).any()},
-        "reward_std": float(total.std()), "zero_spread_groups": float(1 - spread(total).mean()),
-        "completion_tokens": float(rollout.lengths.mean()), "truncated": float(1 - rollout.finished.mean()),
-    }
 
 
 class Clock:

@@ -88,9 +88,9 @@ class MetricsWriter:
 
     def resume(self, step: int) -> None:
         """Go on after ``step``: this stage's later rows are dropped (all of them at step 0)."""
-        self.rows.keep(lambda row: row.get("stage") != self.stage or row.get("step", 0) <= step)
+        self.rows.keep(lambda row: row.get("stage") != self.stage or 0 < step >= row.get("step", 0))
         self._close_events()
-        self._purge_step = step + 1
+        self._purge_step = step + 1 if step else 0
 
     def write(self, step: int, values: Mapping[str, Any], seconds: float) -> None:
         """One row: numbers of update ``step`` (from 1), which took ``seconds``."""

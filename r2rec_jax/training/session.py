@@ -7,7 +7,7 @@ there is nothing to save. What cuts a step in two all the same (a second Ctrl-C)
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -127,6 +127,16 @@ class Session:
         self._mark += seconds
         self.compile_s += seconds
         self._bar.compiled(what, seconds)
+
+    def begin(self, measure: Callable[[], Mapping[str, Any]]) -> None:
+        """Log what is measured before the first step, as step 0; a run that goes on has it already."""
+        if self.start:
+            return
+        values = measure()
+        now = time.monotonic()
+        seconds, self._mark = now - self._mark, now
+        if self._metrics is not None:
+            self._metrics.write(0, values, seconds)
 
     def steps(self) -> Iterator[int]:
         """Numbers of the steps that are left, from 1.

@@ -49,8 +49,9 @@ def test_the_whole_recipe_leaves_everything_behind(finished):
     result = json.loads((finished / "evaluate/results-test.json").read_text())
     assert [row["system"] for row in result["rows"]] == ["pretrained", "sft", "sft+grpo"]
     assert result["commit"] and result["versions"]["jax"] and result["hardware"]
-    stages = {json.loads(line)["stage"] for line in (finished / "metrics.jsonl").read_text().splitlines()}
-    assert stages == {"pretrain", "sft", "grpo"}
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in rows} == {"pretrain", "sft", "grpo"}
+    assert [row["step"] for row in rows if row.get("eval_prompts") == 2 and "eval_hit" in row] == [0, 1, 2]
     line = json.loads((finished / "evaluate/predictions-test-sft.jsonl").read_text().splitlines()[0])
     assert {"prompt", "output", "ranking", "target"} <= line.keys()
 

@@ -29,7 +29,8 @@ from r2rec_jax.parallel.sharding import place, to_host
 from r2rec_jax.sampling.decoder import Buckets, Decoder
 from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.tokens.examples import Example
-from r2rec_jax.training.grpo import Environment, train_grpo
+from r2rec_jax.training.environment import Environment
+from r2rec_jax.training.grpo import train_grpo
 from r2rec_jax.training.policy import FrozenModel
 from r2rec_jax.training.sft import train_sft
 from r2rec_jax.training.updates import Updates

@@ -168,6 +168,22 @@ def test_a_rise_within_the_scatter_of_steps_is_none() -> None:
                                  "R_step +0.400.")
 
 
+def test_held_out_prompts_have_a_line_and_a_panel(found: dict[str, Any], tmp_path: Path) -> None:
+    assert "held-out" not in reward_lines(found["curves"])
+    looks = [{"prompts": 32, "steps": [0, 20, 40], "reward_rank": [0.3, 0.5, 0.3 + up], "hit": [0.2, 0.9, 0.2 + up]}
+             for up in (0.1, -0.02)]
+    curves = [curve | {"held_out": look} for curve, look in zip(found["curves"][:2], looks, strict=True)]
+    first, second = reward_lines([*curves, found["curves"][2]]).splitlines()
+    assert first.endswith("; of the same 32 held-out prompts, before the first step and after the last, R_rank 0.300 "
+                          "to 0.340 (by seed +0.100, -0.020), HitRatio@1 0.200 to 0.240 (by seed +0.100, -0.020).")
+    assert "held-out" not in second
+    steps, values = band([*curves, found["curves"][2]], "held_out/reward_rank")
+    assert steps.tolist() == [0, 20, 40] and values == pytest.approx(np.array([[0.3, 0.5, 0.4], [0.3, 0.5, 0.28]]))
+    three, four = (int.from_bytes(plot_rewards(found | {"curves": own}, tmp_path / "x.png").read_bytes()[16:20], "big")
+                   for own in (found["curves"], curves))
+    assert three * 4 == four * 3, "panels side by side"
+
+
 def test_tokens_of_scored_lines_are_no_answers() -> None:
     (line,) = result_table([row("base-likelihood", 0, 0.3, method="likelihood")]).splitlines()[2:]
     assert line.split(" | ")[5:9] == ["-", "-", "-", "-"]

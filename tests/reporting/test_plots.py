@@ -59,7 +59,7 @@ def test_both_rewards_have_panels_of_their_own():
     assert "Ranking reward R_rank" in titles and "Step reward R_step" in titles
     steps, ranks = curve(make_rows(), REWARD_PANELS[0])
     assert steps.tolist() == list(range(1, 41)) and ranks[0] == pytest.approx(0.2)
-    assert set(curve(make_rows(), REWARD_PANELS[1])[1]) == {0.9}
+    assert set(curve(make_rows(), REWARD_PANELS[titles.index("Step reward R_step")])[1]) == {0.9}
 
 
 def test_curve_takes_its_own_stage_sorted_and_the_last_row_of_a_step():

@@ -204,6 +204,18 @@ def test_points_of_a_curve_are_means_of_equal_stretches(tmp_path: Path, count: i
     assert curve["reward_rank"] == pytest.approx(expected)
 
 
+def test_looks_at_held_out_prompts_are_points_of_their_own(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"stage": "grpo", "step": step, "reward": float(step)} for step in range(5)]
+    del rows[0]["reward"]
+    for row in rows[::2]:
+        row |= {"eval_reward": row["step"] / 8, "eval_hit": 0.5, "eval_prompts": 3, "eval_words": 2.0}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = SimpleNamespace(run_dir=str(tmp_path), grpo=SimpleNamespace(start="sft"))
+    (curve,) = grpo_curves(cast("Any", SimpleNamespace(config=config, name="x", seed=0)))
+    assert curve["steps"] == [1, 2, 3, 4] and curve["reward"] == [1, 2, 3, 4]
+    assert curve["held_out"] == {"prompts": 3, "steps": [0, 2, 4], "reward": [0, 0.25, 0.5], "hit": [0.5] * 3}
+
+
 def test_a_training_that_another_experiment_took_over_has_one_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathering, "grpo_curves", lambda trial: [
         {"experiment": trial.name, "seed": trial.seed, "steps": [1, 2], "reward": trial.rewards}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ from r2rec_jax.models.lora import copy_lora, zeros_like_lora
 from r2rec_jax.sampling.decoder import Decoder
 from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.training import grpo
-from r2rec_jax.training.grpo import Environment, make_passes, make_scoring, score_texts, train_grpo, with_scores
+from r2rec_jax.training.environment import Environment, completion_texts, held_out_metrics, score_texts
+from r2rec_jax.training.grpo import make_passes, make_scoring, train_grpo, with_scores
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.session import RewardError
 from r2rec_jax.training.state import init_state, make_optimizer
@@ -84,10 +86,10 @@ def test_it_raises_a_planted_reward_with_the_real_decoder(tiny, llama_config, pr
     assert list((tmp_path / "tensorboard" / "grpo").iterdir())
 
 
-def run(tiny, prompts, tmp_path, checkpoints, name, config=CONFIG, environment=FAKE):
+def run(tiny, prompts, tmp_path, checkpoints, name, config=CONFIG, environment=FAKE, held_out=()):
     model, lora = tiny
     own = checkpoints("grpo", name)
-    trained = train_grpo(model, lora, prompts, config, environment, seed=1, checkpoints=own,
+    trained = train_grpo(model, lora, prompts, config, environment, seed=1, held_out=held_out, checkpoints=own,
                          metrics=MetricsWriter(tmp_path / name, "grpo", tensorboard=False),
                          completions_log=JsonLines(tmp_path / name / "completions.jsonl"))
     state = own.restore(init_state(lora, make_optimizer(1e-2, "constant", 0, 6, 0, 1.0)))
@@ -97,24 +99,30 @@ def run(tiny, prompts, tmp_path, checkpoints, name, config=CONFIG, environment=F
     return trained, state, logs
 
 
+@contextmanager
+def stopped_after(monkeypatch, updates: int):
+    """The run within is cut off when it begins its next update, and must be."""
+    original, calls = Updates.run, []
+
+    def stop(self, *args):
+        calls.append(1)
+        if len(calls) > updates:
+            raise SystemExit
+        return original(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Updates, "run", stop)
+        yield
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_a_resumed_run_is_the_run_that_never_stopped(tiny, prompts, tmp_path, checkpoints, monkeypatch, trees_equal,
                                                      without_seconds, iterations):
     config = dataclasses.replace(CONFIG, iterations=iterations)
     whole = run(tiny, prompts, tmp_path, checkpoints, "whole", config)
-    original, calls = Updates.run, []
-
-    def stop(self, *args):
-        calls.append(1)
-        if len(calls) == 4 * iterations + 1:
-            raise SystemExit
-        return original(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Updates, "run", stop)
-        with pytest.raises(SystemExit):
-            run(tiny, prompts, tmp_path, checkpoints, "parts", config)
+    with stopped_after(monkeypatch, 4 * iterations):
+        run(tiny, prompts, tmp_path, checkpoints, "parts", config)
     parts = run(tiny, prompts, tmp_path, checkpoints, "parts", config)
     assert trees_equal(whole[0].params, parts[0].params)
     assert trees_equal(whole[1].state, parts[1].state) and whole[1].loader_state == parts[1].loader_state
@@ -127,6 +135,60 @@ def test_rollout_noise_differs_from_step_to_step(tiny, prompts, tmp_path, checkp
     _, _, (rows, completions) = run(tiny, prompts, tmp_path, checkpoints, "noise")
     assert len({str(row["completions"]) for row in completions}) == 6
     assert len({row["reward"] for row in rows}) > 3
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_looks_at_held_out_prompts_change_nothing_and_go_on(tiny, prompts, make_examples, tmp_path, checkpoints,
+                                                            monkeypatch, trees_equal, without_seconds, iterations):
+    """The same prompts with the same noise each time, in calls of a step's shape; the training is the one without."""
+    held_out = make_examples(3, seed=11)
+    config = dataclasses.replace(CONFIG, iterations=iterations, eval_every=2)
+    keys, shapes = {}, set()
+
+    def spy(policy, base, asked, *, key, **kwargs):
+        keys.setdefault(str(jax.random.key_data(key)), []).append([tuple(ids) for ids in asked])
+        shapes.add((len(asked), kwargs["group"]))
+        return fake_generate(policy, base, asked, key=key, **kwargs)
+
+    environment = Environment(spy, text_of, reward)
+    without, _, (plain, plain_texts) = run(tiny, prompts, tmp_path, checkpoints, "without", config, environment)
+    rounds = len(keys)
+    assert not any(name.startswith("eval_") for row in plain for name in row)
+    whole = run(tiny, prompts, tmp_path, checkpoints, "whole", config, environment, held_out)
+    assert trees_equal(without.params, whole[0].params) and plain_texts == whole[2][1] and shapes == {(2, 4)}
+    looks = list(keys.values())[rounds:]
+    assert [len(calls) for calls in looks] == [4, 4], "two calls a look: at 0, 2, 4 and 6"
+    first, last = held_out[:2], held_out[2:] * 2
+    for calls, asked in zip(looks, (first, last), strict=True):
+        assert calls == [[tuple(example.prompt_ids) for example in asked]] * 4
+    rows = whole[2][0]
+    assert [row["step"] for row in rows if "eval_reward" in row] == [0, 2, 4, 6]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5, 6] and "reward" not in rows[0]
+    assert len({row["eval_reward"] for row in rows if "eval_reward" in row}) == 1, "drawn without the policy"
+    assert [row["eval_prompts"] for row in rows[::2]] == [3] * 4 and {"eval_reward_rank", "eval_words"} <= set(rows[0])
+
+    with stopped_after(monkeypatch, 4 * iterations):
+        run(tiny, prompts, tmp_path, checkpoints, "parts", config, environment, held_out)
+    parts = run(tiny, prompts, tmp_path, checkpoints, "parts", config, environment, held_out)
+    assert without_seconds(whole[2][0]) == without_seconds(parts[2][0])
+    assert trees_equal(whole[0].params, parts[0].params)
+
+
+def test_held_out_rewards_are_means_over_their_own_completions(tiny, prompts):
+    """By hand, of one full call and one that has a prompt too few."""
+    model, lora = tiny
+    asked = [dataclasses.replace(prompts[0], example_id=name) for name in "abc"]
+    seen = []
+
+    def by_name(texts, example_ids):
+        seen.extend(example_ids)
+        return {"total": np.array([" abc".index(name) for name in example_ids], float),
+                "part": np.array([np.nan if name == "a" else 1.0 for name in example_ids])}
+
+    found = held_out_metrics(lora, model, asked, CONFIG, Environment(fake_generate, text_of, by_name), seed=0)
+    assert seen == ["a"] * 4 + ["b"] * 4 + ["c"] * 4
+    assert found["eval_reward"] == pytest.approx(2) and found["eval_part"] == 1 and found["eval_prompts"] == 3
+    assert 1 <= found["eval_completion_tokens"] <= CONFIG.max_new_tokens and 0 <= found["eval_truncated"] <= 1
 
 
 def test_rollouts_follow_the_updated_adapter(tiny, prompts, trees_equal):
@@ -275,8 +337,6 @@ def test_groups_without_spread_teach_nothing_and_are_counted(tiny, prompts, tmp_
 
 
 def test_texts_leave_the_end_token_out():
-    from r2rec_jax.training.grpo import completion_texts
-
     rollout = Rollout(np.array([[[5, 6, 2], [5, 6, 7]]]), np.array([[3, 3]]), np.zeros((1, 2, 3)),
                       np.array([[True, False]]))
     assert completion_texts(rollout, text_of) == ["5 6", "5 6 7"]

@@ -14,6 +14,7 @@ POINTS = 100
 
 CURVES = ("reward", "reward_rank", "reward_step", "reward_true", "kl", "entropy", "completion_tokens", "copied_order",
           "valid", "truncated")
+HELD_OUT = ("reward", "reward_rank", "reward_step", "reward_true", "hit", "valid")
 
 
 def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
@@ -21,13 +22,15 @@ def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
 
     Returns:
         ``[{"experiment", "system", "seed", "steps": [...], "reward_rank": [...], ...}]``; a step stands for the stretch
-        that ends with it. What a step does not tell, since it trained on no token, is interpolated.
+        that ends with it. What a step does not tell, since it trained on no token, is interpolated. Where the run asked
+        held-out prompts (``grpo.eval_every``), ``held_out`` has the same of them, a point a look, from step 0.
     """
     path = trial.config.run_dir + "/metrics.jsonl"
     try:
         rows = [row for row in read_metrics(path) if row.get("stage") == "grpo"]
     except FileNotFoundError:
         return []
+    looks, rows = [row for row in rows if "eval_reward" in row], [row for row in rows if row["step"]]
     if not rows:
         return []
     size = -(-len(rows) // POINTS)
@@ -40,4 +43,7 @@ def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
         if known:
             values = np.interp(np.arange(len(rows)), known, [rows[number][name] for number in known])
             curve[name] = [round(float(values[part].mean()), 5) for part in parts]
+    if looks:
+        curve["held_out"] = {"prompts": looks[0]["eval_prompts"], "steps": [row["step"] for row in looks]} | {
+            name: [round(row[f"eval_{name}"], 5) for row in looks] for name in HELD_OUT if f"eval_{name}" in looks[0]}
     return [curve]
