@@ -156,3 +156,4 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert experiments(argv) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ") and reason in line
+    assert not list(tmp_path.rglob("lock")), "nothing was begun"

@@ -60,7 +60,7 @@ def times(task: Task) -> tuple[float, float]:
 def test_two_at_once_have_different_cpus_and_a_third_follows(tmp_path: Path) -> None:
     tasks = [task(tmp_path, name, seconds=1.5) for name in ("a", "b", "c")]
     calls = []
-    run_tasks(tasks, lambda: calls.append(sum(t.outcome() is not None for t in tasks)), jobs=2)
+    run_tasks(tasks, lambda: calls.append(sum(t.outcome() is not None for t in tasks)), places=shares(2))
     (a, a_end), (b, b_end), (c, _) = map(times, tasks)
     assert max(a, b) < min(a_end, b_end) <= c, "a and b overlap, c waits for a place"
     assert calls[-1] == 3 and len(calls) == 3
@@ -71,7 +71,7 @@ def test_two_at_once_have_different_cpus_and_a_third_follows(tmp_path: Path) -> 
 @needs_two
 def test_what_takes_over_waits_for_what_it_takes_over(tmp_path: Path) -> None:
     main, later, other = task(tmp_path, "main"), task(tmp_path, "later", ["main"]), task(tmp_path, "other")
-    run_tasks([main, later, other], lambda: None, jobs=2)
+    run_tasks([main, later, other], lambda: None, places=shares(2))
     assert times(later)[0] >= times(main)[1] and times(other)[0] < times(main)[1]
 
 
@@ -89,7 +89,7 @@ def test_who_may_start(tmp_path: Path) -> None:
 @needs_two
 def test_a_failure_leaves_the_others_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad, good, later = task(tmp_path, "bad", kind="fails"), task(tmp_path, "good"), task(tmp_path, "later", ["bad"])
-    run_tasks([bad, good, later], lambda: None, jobs=2)
+    run_tasks([bad, good, later], lambda: None, places=shares(2))
     assert bad.failure() == "it broke" and good.outcome() and later.outcome()
     assert "bad, seed 0 (1 of 3): failed after" in capsys.readouterr().err
 
@@ -109,7 +109,7 @@ def test_a_request_to_stop_reaches_all(tmp_path: Path, monkeypatch: pytest.Monke
 
     threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(Interrupted), listening():
-        run_tasks(tasks, lambda: None, jobs=2)
+        run_tasks(tasks, lambda: None, places=shares(2))
     assert [run.process.returncode for run in processes] == [-signal.SIGTERM] * 2
     assert time.monotonic() - started < 120 and not any(t.outcome() or t.failure() for t in tasks)
 
@@ -122,7 +122,7 @@ def test_one_that_was_asked_to_stop_stops_the_list(tmp_path: Path, monkeypatch: 
     tasks = [task(tmp_path, "a", seconds=0.1), task(tmp_path, "b", seconds=60), task(tmp_path, "c", seconds=0)]
     started = time.monotonic()
     with pytest.raises(Interrupted):
-        run_tasks(tasks, lambda: None, jobs=2)
+        run_tasks(tasks, lambda: None, places=shares(2))
     assert time.monotonic() - started < 30 and not (tasks[2].folder / "task.json").exists()
 
 
@@ -161,5 +161,5 @@ def test_a_job_sees_its_own_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(running, "command_of", lambda task, share: [
         sys.executable, "-c", work, str(task.folder), "goes well", "1"])
     tasks = [task(tmp_path, name) for name in ("a", "b")]
-    run_tasks(tasks, lambda: None, jobs=2)
+    run_tasks(tasks, lambda: None, places=shares(2))
     assert [json.loads((t.folder / "done.json").read_text())["share"] for t in tasks] == ["4", "6"]

@@ -18,6 +18,7 @@ from r2rec_jax.reporting.evidence_plots import plot_hits, plot_rewards
 from r2rec_jax.stages.experiments.gathering import gather
 from r2rec_jax.stages.experiments.plan import Task, Trial, baseline_tasks, read_list, root_of, trials_of
 from r2rec_jax.stages.experiments.running import run_tasks
+from r2rec_jax.stages.experiments.shares import shares
 from r2rec_jax.stages.workspace import SMOLLM2, backbone_path
 
 
@@ -44,7 +45,7 @@ def run_list(path: str, results: str, *, data_path: str | None = None, only: Seq
     Raises:
         BadInput: the list, a name or a setting is wrong.
         ValueError: the list is being run by another process, nothing of it was asked for, or there are fewer CPUs than
-            jobs.
+            jobs, or GPUs but fewer.
         RuntimeError: tasks have failed; the others have run.
     """
     import jax
@@ -65,6 +66,7 @@ def run_list(path: str, results: str, *, data_path: str | None = None, only: Seq
         raise ValueError(f"--only and --seeds must leave something to run; got --only {' '.join(only) or '(all)'}, "
                          f"--seeds {' '.join(map(str, seeds)) or '(all)'}; an experiment with seeds of its own has no "
                          "others, and a list without baselines none of them")
+    places = shares(jobs)
     out = Path(results).expanduser() / f"evidence_{asked.name}.json"
 
     def write() -> None:
@@ -77,7 +79,7 @@ def run_list(path: str, results: str, *, data_path: str | None = None, only: Seq
         if not nothing:
             if jobs > 1:
                 fetch_once([trial for trial in chosen if trial.outcome() is None])
-            run_tasks(wanted, write, only_next=only_next, retry=retry or overwrite, overwrite=overwrite, jobs=jobs)
+            run_tasks(wanted, write, only_next=only_next, retry=retry or overwrite, overwrite=overwrite, places=places)
     done, failed = (sum(map(bool, found)) for found in zip(*((t.outcome(), t.failure()) for t in wanted), strict=True))
     told = f"{asked.name}: of {len(wanted)} tasks {done} are done, {failed} have failed; results in {out}"
     say(told)

@@ -15,7 +15,7 @@ from pathlib import Path
 from r2rec_jax.files import write_json
 from r2rec_jax.progress import format_duration, say
 from r2rec_jax.stages.experiments.plan import Task
-from r2rec_jax.stages.experiments.shares import Share, shares
+from r2rec_jax.stages.experiments.shares import Share
 from r2rec_jax.stopping import Interrupted, deferred
 
 STOPPED_S = 300
@@ -48,7 +48,7 @@ class Running:
 
 
 def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bool = False, retry: bool = False,
-              overwrite: bool = False, jobs: int = 1) -> None:
+              overwrite: bool = False, places: Sequence[Share] = (Share(),)) -> None:
     """Run what is left, in order; several at once where they do not wait for each other (:func:`next_task`).
 
     Args:
@@ -57,13 +57,12 @@ def run_tasks(tasks: Sequence[Task], after: Callable[[], None], *, only_next: bo
         only_next: stop after one.
         retry: run those again that have failed.
         overwrite: train anew what was trained with other settings; otherwise that is a failure.
-        jobs: so many at once, each on its :func:`shares` of the machine.
+        places: so many at once, each on its own.
 
     Raises:
         Interrupted: the list or a process of it was asked to stop; the same command goes on.
-        ValueError: there are fewer CPUs than jobs, or GPUs but fewer.
     """
-    free = shares(jobs)
+    free = list(places)
     labels = {task.folder: f"{task.name}, seed {task.seed} ({place} of {len(tasks)})"
               for place, task in enumerate(tasks, start=1)}
     waiting = [task for task in tasks if _is_left(task, labels[task.folder], retry)][:1 if only_next else None]
