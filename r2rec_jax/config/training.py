@@ -229,7 +229,7 @@ class GrpoConfig:
             ``group_size`` times by drawn answers, before the first step, after every so many and after the last. Their
             rewards are logged beside those of the training prompts (``eval_reward_rank``, ``eval_hit``, ...), and
             nothing is trained on them. 0 never looks. A look takes as long as the rollouts of ``eval_prompts`` /
-            ``prompts_per_step`` steps.
+            ``prompts_per_step`` steps, rounded up.
         eval_prompts: how many validation queries; all of them where the data has fewer.
     """
 

@@ -240,14 +240,15 @@ def held_out_line(curves: Sequence[Entry]) -> str:
     looks = [curve["held_out"] for curve in curves if "held_out" in curve]
     if not looks:
         return ""
-    prompts, seeds = sorted({look["prompts"] for look in looks}), len(looks)
+    prompts, seeds = sorted({look["prompts"] for look in looks}), [c["seed"] for c in curves if "held_out" in c]
     said = []
     for name, label in (("reward_rank", "R_rank"), ("hit", "HitRatio@1")):
         ends = np.array([[look[name][0], look[name][-1]] for look in looks])
         before, after = ends.mean(axis=0)
         by_seed = ", ".join(f"{last - first:+.3f}" for first, last in ends)
-        said.append(f"{label} {before:.3f} to {after:.3f}" + (f" (by seed {by_seed})" if seeds > 1 else ""))
-    return (f"; of the same {listed(prompts)} held-out prompts, before the first step and after the last, "
+        said.append(f"{label} {before:.3f} to {after:.3f}" + (f" (by seed {by_seed})" if len(seeds) > 1 else ""))
+    whose = f"seed{'s' * (len(seeds) > 1)} {listed(seeds)}"
+    return (f"; of the same {listed(prompts)} held-out prompts ({whose}), before the first step and after the last, "
             + ", ".join(said))
 
 

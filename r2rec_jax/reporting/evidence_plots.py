@@ -33,7 +33,7 @@ REWARDS = (
     ("truncated", "Cut off at the limit", "share of completions"),
 )
 """Of a curve: its key, or those that lead to it; title and label of the panel."""
-SHARES = ("reward_rank", "reward_step", "reward_true", "valid", "copied_order", "truncated")
+SHARES = ("reward_rank", "held_out/reward_rank", "reward_step", "reward_true", "valid", "copied_order", "truncated")
 FEW = 20
 """Points that are marked each."""
 
@@ -70,14 +70,14 @@ def plot_rewards(found: Entry, path: Path) -> Path:
 
 
 def band(curves: Sequence[Entry], name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(steps [S], values [seeds, S]) of the curves that have the value, as far as the shortest of them has come."""
+    """(steps [S], values [seeds, S]) of the curves that have the value, at the steps that all of them have."""
     *within, name = name.split("/")
     for key in within:
         curves = [curve[key] for curve in curves if key in curve]
-    own = [curve for curve in curves if name in curve]
-    length = min((len(curve["steps"]) for curve in own), default=0)
-    steps = np.array(own[0]["steps"][:length] if own else [], dtype=np.int64)
-    return steps, np.array([curve[name][:length] for curve in own], np.float64).reshape(len(own), length)
+    own = [dict(zip(curve["steps"], curve[name], strict=True)) for curve in curves if name in curve]
+    steps = sorted(set.intersection(*(set(points) for points in own))) if own else []
+    values = [[points[step] for step in steps] for points in own]
+    return np.array(steps, dtype=np.int64), np.array(values, np.float64).reshape(len(own), len(steps))
 
 
 def plot_hits(found: Entry, path: Path) -> Path:

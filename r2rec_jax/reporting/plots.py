@@ -41,6 +41,7 @@ class Panel:
         label: of the y axis, with the unit.
         names: alternatives for the key in a row; the first that any row holds is drawn.
         bottom, top: fixed limits of the y axis, where the quantity has natural ones.
+        smooth: whether many points get a moving average.
     """
 
     stage: str
@@ -49,6 +50,7 @@ class Panel:
     names: tuple[str, ...]
     bottom: float | None = None
     top: float | None = None
+    smooth: bool = True
 
 
 LOSS_PANELS = (
@@ -58,7 +60,8 @@ LOSS_PANELS = (
 
 REWARD_PANELS = (
     Panel("grpo", "Ranking reward R_rank", "mean R_rank (0 to 1)", ("reward_rank",), bottom=0, top=1),
-    Panel("grpo", "R_rank of held-out prompts", "mean R_rank (0 to 1)", ("eval_reward_rank",), bottom=0, top=1),
+    Panel("grpo", "R_rank of held-out prompts", "mean R_rank (0 to 1)", ("eval_reward_rank",), bottom=0, top=1,
+          smooth=False),
     Panel("grpo", "Step reward R_step", "mean R_step (0 to 1)", ("reward_step",), bottom=0, top=1),
     Panel("grpo", "True statements R_true", "mean R_true (0 to 1)", ("reward_true",), bottom=0, top=1),
     Panel("grpo", "Total reward, weighted", "mean R", ("reward",), bottom=0),
@@ -169,7 +172,7 @@ def make_figure(width: float, height: float) -> Figure:
 def _draw(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    if steps.size < SMOOTH_FROM:
+    if steps.size < SMOOTH_FROM or not panel.smooth:
         axes.plot(steps, values, marker="o", markersize=3, linewidth=1.4, color="tab:blue")
     else:
         window = max(5, steps.size // 20)

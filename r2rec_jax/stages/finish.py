@@ -13,6 +13,7 @@ from r2rec_jax.progress import say
 from r2rec_jax.reporting.plots import plot_losses, plot_rewards, read_metrics
 from r2rec_jax.stages.export import export_merged, export_peft
 from r2rec_jax.stages.workspace import Workspace
+from r2rec_jax.training.metrics import is_look
 
 
 def export_stage(work: Workspace) -> dict[str, Any]:
@@ -54,6 +55,9 @@ def finish(work: Workspace, stages: Sequence[str]) -> dict[str, Any]:
             plot_losses(rows, run.path / "plots" / "loss.png", str(run.path.name))
         if "grpo" in trained:
             plot_rewards(rows, run.path / "plots" / "reward.png", str(run.path.name))
+            if work.config.grpo.eval_every and not any(map(is_look, rows)):
+                say("grpo: had finished before grpo.eval_every was asked for, so no held-out prompts were; a new run "
+                    "folder trains it with them")
         say(f"plots: {run.path / 'plots'}")
     results = done.get("evaluate")
     if results is not None:

@@ -18,7 +18,6 @@ import numpy as np
 from flax import nnx
 
 from r2rec_jax.config import LoraConfig
-from r2rec_jax.data.queries import Query
 from r2rec_jax.models.backbone import Backbone, random_backbone, rescaled, tiny_hf_config, with_base
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.models.huggingface import save_merged
@@ -120,7 +119,7 @@ def sft_stage(work: Workspace) -> dict[str, Any]:
 def grpo_stage(work: Workspace) -> dict[str, Any]:
     """Train the adapter by its own rollouts and their rewards (Eq. 4 to 7)."""
     c, backbone, tokenizer = work.config, work.backbone, work.tokenizer
-    queries, held_out = work.prepared.queries["rl"], held_out_queries(work)
+    queries, held_out = work.prepared.queries["rl"], work.held_out
     rendered = render_queries(work.prepared, [*queries, *held_out], c.prompts, tokenizer,
                               shown_thoughts(work, [*queries, *held_out]))
     asked = [Example(r.query.query_id, r.chat.ids, ()) for r in rendered]
@@ -128,7 +127,8 @@ def grpo_stage(work: Workspace) -> dict[str, Any]:
               "grpo.max_new_tokens or prompts.max_tokens")
     band = resolve_band(c.rewards, work.run.result("thoughts")["ranking_statements"])
     say(f"grpo: {len(queries)} prompts, {c.grpo.group_size} completions each; full step reward for "
-        f"{band.low} to {band.high} statements")
+        f"{band.low} to {band.high} statements" + (
+            f"; {len(held_out)} held-out prompts every {c.grpo.eval_every} steps" if held_out else ""))
     environment = Environment(work.decoder.generate, tokenizer.decode, make_reward(work, rendered, band), work.pad_id)
     start = work.adapter("sft") if c.grpo.start == "sft" else fresh_adapter(work)
     trained = train_grpo(
@@ -139,20 +139,6 @@ def grpo_stage(work: Workspace) -> dict[str, Any]:
     _keep_adapter(work, "grpo", trained.params)
     return {**count_dropped(rendered[:len(queries)]), "band": [band.low, band.high], "steps": trained.steps,
             "skipped": trained.skipped, "base_sha256": backbone.sha256}
-
-
-def held_out_queries(work: Workspace) -> list[Query]:
-    """The validation queries whose rewards GRPO's curves show beside those of its own prompts; none unless asked for.
-
-    Raises:
-        ValueError: the data has none.
-    """
-    config = work.config.grpo
-    queries = work.prepared.queries["validation"]
-    if config.eval_every and not queries:
-        raise ValueError("grpo.eval_every needs validation queries; the data has none; raise data.validation_users, or "
-                         "set it to 0")
-    return list(queries[:config.eval_prompts]) if config.eval_every else []
 
 
 def make_reward(work: Workspace, rendered: Sequence[RenderedQuery], band: Band) -> Any:

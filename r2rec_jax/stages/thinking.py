@@ -168,7 +168,7 @@ def thoughts_stage(work: Workspace) -> dict[str, Any]:
         written: Written = {chain: None for query in sft for chain in distinct_chains(prepared, query, c.prompts)}
     else:
         written = write_thoughts(work, sft)
-    shown = shown_thoughts(work, [*sft, *rl])
+    shown = shown_thoughts(work, [*sft, *rl, *work.held_out])
     tokenizer = _make_tokenizer(work, written, shown)
     with bar("render", len(sft), "prompts") as progress:
         rendered = render_queries(prepared, sft, c.prompts, tokenizer, shown, advance=progress.advance)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flax import nnx
     from jax.sharding import Mesh
 
+    from r2rec_jax.data.queries import Query
     from r2rec_jax.models.huggingface import Backbone
     from r2rec_jax.models.quantize import Quantize
     from r2rec_jax.sampling.decoder import Decoder
@@ -102,6 +103,20 @@ class Workspace:
 
         recorded = self.run.result("prepare")
         return Prepared.load(self.run.folder("prepare"), config=self.config, recorded=recorded)
+
+    @property
+    def held_out(self) -> list[Query]:
+        """The validation queries whose rewards GRPO's curves show beside those of its own prompts; none unless asked
+        for.
+
+        Raises:
+            ValueError: the data has none.
+        """
+        config, queries = self.config.grpo, self.prepared.queries["validation"]
+        if config.eval_every and not queries:
+            raise ValueError("grpo.eval_every needs validation queries; the data has none; raise "
+                             "data.validation_users, or set it to 0")
+        return list(queries[:config.eval_prompts]) if config.eval_every else []
 
     @property
     def tokenizer_dir(self) -> Path:

@@ -16,6 +16,7 @@ from r2rec_jax.parallel.distributed import FirstFailed, check_stop, on_first
 from r2rec_jax.reasons import one_line
 from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.tokens.examples import Example
+from r2rec_jax.training.metrics import LOOK
 from r2rec_jax.training.policy import FrozenModel
 from r2rec_jax.training.rollouts import Generate
 from r2rec_jax.training.session import RewardError
@@ -23,7 +24,6 @@ from r2rec_jax.training.state import stream_key
 
 LOGGED_AS = {"total": "reward", "rank": "reward_rank", "step": "reward_step", "true": "reward_true"}
 """Names in the metrics of reward parts whose own name says too little; the others keep theirs."""
-
 
 
 class RewardFn(Protocol):
@@ -149,7 +149,8 @@ def reward_means(rewards: Mapping[str, np.ndarray]) -> dict[str, float]:
 def held_out_metrics(lora: nnx.State, model: FrozenModel, prompts: Sequence[Example], config: GrpoConfig,
                      environment: Environment, seed: int, report: Report = silent) -> dict[str, float]:
     """What the policy earns on prompts that it is not trained on: G completions of each, drawn and rewarded like those
-    of a step, in calls of the same shape, so that nothing more is compiled or held in memory.
+    of a step, as many in a call. Prompts in other length buckets than those of the steps before compile what steps with
+    such prompts would.
 
     Prompts and noise are the same each time, so that two results differ by what was learned in between.
 
@@ -167,5 +168,6 @@ def held_out_metrics(lora: nnx.State, model: FrozenModel, prompts: Sequence[Exam
         rewards = shared_rewards(environment.reward, completion_texts(own, environment.decode),
                                  [example.example_id for example in chosen], config.group_size)
         parts.append(rewards | {"completion_tokens": own.lengths, "truncated": 1.0 - own.finished})
-    together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {f"eval_{name}": value for name, value in reward_means(together).items()} | {"eval_prompts": len(prompts)}
+    names = dict.fromkeys(name for part in parts for name in part)
+    together = {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}
+    return {f"{LOOK}{name}": value for name, value in reward_means(together).items()} | {f"{LOOK}prompts": len(prompts)}

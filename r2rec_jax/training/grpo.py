@@ -105,7 +105,7 @@ def train_grpo(
             where ``eval_every`` is 0.
         checkpoints: resumed from and saved to.
         metrics: one row a step; see :func:`~r2rec_jax.training.environment.step_metrics`. What held-out prompts gave
-            stands in the row of the step after which they were asked, and in one of step 0.
+            has a row of its own, with the number of steps before it.
         completions_log: gets the first group of each step: prompt, texts and rewards.
 
     Returns:
@@ -133,11 +133,12 @@ def train_grpo(
             passes = make_passes(chosen, rollout, config, longest, environment.pad_id, model.row_shards, kept)
             return [with_scores(group, score, session.state.params, reference, model.base, config) for group in passes]
 
-        def asked(lora: nnx.State) -> dict[str, float]:
-            return held_out_metrics(lora, model, held_out, config, environment, seed, session.report)
+        def look(step: int) -> None:
+            if config.eval_every and held_out and (step % config.eval_every == 0 or step == total):
+                session.look(lambda: held_out_metrics(session.state.params, model, held_out, config, environment, seed,
+                                                      session.report))
 
-        if config.eval_every and held_out:
-            session.begin(lambda: asked(session.state.params))
+        look(session.start)
         for step in session.steps():
             chosen = next(loader)
             ids = [example.example_id for example in chosen]
@@ -158,14 +159,12 @@ def train_grpo(
             passes = with_advantages(passes, advantages)
             state, values = update(session.state, updates, model.base, passes, config.iterations)
             clock.lap("update_seconds")
-            if config.eval_every and held_out and (step % config.eval_every == 0 or step == total):
-                values |= asked(state.params)
-                clock.lap("eval_seconds")
             values |= {"lr": lr, **step_metrics(rollout, rewards), **clock.laps}
             if completions_log is not None:
                 completions_log.append({"step": step, "example_id": ids[0], "completions": texts[: config.group_size],
                                         "rewards": {name: x[0] for name, x in rewards.items()}})
             session.finish(step, state, values, ids)
+            look(step)
     return session.trained()
 
 

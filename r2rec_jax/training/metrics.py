@@ -1,7 +1,8 @@
 """What a stage logs: ``metrics.jsonl``, one JSON a row, and TensorBoard events beside it.
 
-A row is flat: ``{"stage": "sft", "step": 3, "seconds": 1.2, "loss": 0.7, ...}``. When a stage resumes from step k, its
-rows after step k are dropped, so the file is that of a run that never stopped (but for the seconds).
+A row is flat: ``{"stage": "sft", "step": 3, "seconds": 1.2, "loss": 0.7, ...}``. A look between two steps has a row of
+its own, with the number of steps before it. When a stage resumes from step k, what came after step k is dropped, so the
+file is that of a run that never stopped (but for the seconds).
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import numpy as np
 
 from r2rec_jax.files import write_text
 from r2rec_jax.progress import say
+
+LOOK = "eval_"
+"""How all names of a look begin: what was measured after a step, on what is not trained on."""
 
 
 class JsonLines:
@@ -87,13 +91,14 @@ class MetricsWriter:
         self._purge_step: int | None = None
 
     def resume(self, step: int) -> None:
-        """Go on after ``step``: this stage's later rows are dropped (all of them at step 0)."""
-        self.rows.keep(lambda row: row.get("stage") != self.stage or 0 < step >= row.get("step", 0))
+        """Go on after ``step``: this stage's later rows are dropped (all of them at step 0), and a look after it, which
+        is taken again."""
+        self.rows.keep(lambda row: row.get("stage") != self.stage or row.get("step", 0) + is_look(row) <= step)
         self._close_events()
         self._purge_step = step + 1 if step else 0
 
     def write(self, step: int, values: Mapping[str, Any], seconds: float) -> None:
-        """One row: numbers of update ``step`` (from 1), which took ``seconds``."""
+        """One row: numbers of update ``step`` (from 1), or of a look after it (from 0), which took ``seconds``."""
         reserved = {"stage", "step", "seconds"} & values.keys()
         if reserved:
             raise ValueError(f"a metric must not be named like a column of its own; got {sorted(reserved)}")
@@ -124,6 +129,11 @@ class MetricsWriter:
         if self._events is not None:
             self._events.close()
             self._events = None
+
+
+def is_look(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of a look, and not of a step."""
+    return any(name.startswith(LOOK) for name in row)
 
 
 def plain(value: Any) -> Any:

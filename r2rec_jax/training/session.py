@@ -128,15 +128,14 @@ class Session:
         self.compile_s += seconds
         self._bar.compiled(what, seconds)
 
-    def begin(self, measure: Callable[[], Mapping[str, Any]]) -> None:
-        """Log what is measured before the first step, as step 0; a run that goes on has it already."""
-        if self.start:
-            return
+    def look(self, measure: Callable[[], Mapping[str, Any]]) -> None:
+        """Log what is measured between two steps, in a row of its own (:data:`~r2rec_jax.training.metrics.LOOK`). A run
+        that goes on from here measures it again."""
         values = measure()
         now = time.monotonic()
         seconds, self._mark = now - self._mark, now
         if self._metrics is not None:
-            self._metrics.write(0, values, seconds)
+            self._metrics.write(self._latest[2], values, seconds)
 
     def steps(self) -> Iterator[int]:
         """Numbers of the steps that are left, from 1.

@@ -174,8 +174,9 @@ def test_held_out_prompts_have_a_line_and_a_panel(found: dict[str, Any], tmp_pat
              for up in (0.1, -0.02)]
     curves = [curve | {"held_out": look} for curve, look in zip(found["curves"][:2], looks, strict=True)]
     first, second = reward_lines([*curves, found["curves"][2]]).splitlines()
-    assert first.endswith("; of the same 32 held-out prompts, before the first step and after the last, R_rank 0.300 "
-                          "to 0.340 (by seed +0.100, -0.020), HitRatio@1 0.200 to 0.240 (by seed +0.100, -0.020).")
+    assert first.endswith("; of the same 32 held-out prompts (seeds 0, 1), before the first step and after the last, "
+                          "R_rank 0.300 to 0.340 (by seed +0.100, -0.020), HitRatio@1 0.200 to 0.240 (by seed +0.100, "
+                          "-0.020).")
     assert "held-out" not in second
     steps, values = band([*curves, found["curves"][2]], "held_out/reward_rank")
     assert steps.tolist() == [0, 20, 40] and values == pytest.approx(np.array([[0.3, 0.5, 0.4], [0.3, 0.5, 0.28]]))
@@ -197,6 +198,9 @@ def test_bands_end_with_the_shortest_seed(found: dict[str, Any]) -> None:
     steps, values = band(found["curves"][:2], "reward_rank")
     assert steps.tolist() == list(range(1, 31)) and values.shape == (2, 30)
     assert values[0, 29] == found["curves"][0]["reward_rank"][29]
+    apart = [{"steps": [0, 50, 100], "x": [1, 2, 3]}, {"steps": [50, 90, 100], "x": [4, 5, 6]}]
+    steps, values = band(apart, "x")
+    assert steps.tolist() == [50, 100] and values.tolist() == [[2, 3], [4, 6]]
     assert band(found["curves"], "entropy")[1].shape == (0, 0)
 
 

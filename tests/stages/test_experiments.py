@@ -119,7 +119,8 @@ def test_where_data_lie_and_what_a_note_says_is_not_what_was_asked(tmp_path: Pat
 
     for task in tasks():
         write_json(task.folder / "done.json", {"key": task.key, "left": [], "seconds": 1})
-    moved = tasks(**{"data.path": str(tmp_path / "elsewhere"), "data.threads": 3, "note": "Told anew."})
+    moved = tasks(**{"data.path": str(tmp_path / "elsewhere"), "data.threads": 3, "note": "Told anew.",
+                     "grpo.eval_every": 7, "grpo.eval_prompts": 5})
     assert all(task.outcome() for task in moved)
     assert not any(task.outcome() for task in tasks(**{"data.candidates": 10}))
 
@@ -205,15 +206,21 @@ def test_points_of_a_curve_are_means_of_equal_stretches(tmp_path: Path, count: i
 
 
 def test_looks_at_held_out_prompts_are_points_of_their_own(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"stage": "grpo", "step": step, "reward": float(step)} for step in range(5)]
-    del rows[0]["reward"]
-    for row in rows[::2]:
-        row |= {"eval_reward": row["step"] / 8, "eval_hit": 0.5, "eval_prompts": 3, "eval_words": 2.0}
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    steps = [{"stage": "grpo", "step": step, "reward": float(step)} for step in range(1, 5)]
+    looks: list[dict[str, Any]] = [{"stage": "grpo", "step": step, "eval_reward": step / 8, "eval_hit": 0.5,
+                                    "eval_prompts": 3, "eval_words": 2.0} for step in (0, 2, 4)]
     config = SimpleNamespace(run_dir=str(tmp_path), grpo=SimpleNamespace(start="sft"))
-    (curve,) = grpo_curves(cast("Any", SimpleNamespace(config=config, name="x", seed=0)))
-    assert curve["steps"] == [1, 2, 3, 4] and curve["reward"] == [1, 2, 3, 4]
-    assert curve["held_out"] == {"prompts": 3, "steps": [0, 2, 4], "reward": [0, 0.25, 0.5], "hit": [0.5] * 3}
+
+    def curve(*rows: dict[str, Any]) -> dict[str, Any]:
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (found,) = grpo_curves(cast("Any", SimpleNamespace(config=config, name="x", seed=0)))
+        assert found["steps"] == [1, 2, 3, 4] and found["reward"] == [1, 2, 3, 4]
+        return found
+
+    whole = curve(looks[0], *steps[:2], looks[1], *steps[2:], looks[2])
+    assert whole["held_out"] == {"prompts": 3, "steps": [0, 2, 4], "reward": [0, 0.25, 0.5], "hit": [0.5] * 3}
+    for part in (looks[1:], looks[:2], [looks[0], looks[2] | {"eval_prompts": 4}], []):
+        assert "held_out" not in curve(*steps, *part), "not from the first step to the last on the same prompts"
 
 
 def test_a_training_that_another_experiment_took_over_has_one_curve(monkeypatch: pytest.MonkeyPatch) -> None:

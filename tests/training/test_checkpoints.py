@@ -233,6 +233,24 @@ def test_rows_after_the_checkpoint_are_dropped_and_other_stages_stay(tmp_path: P
     assert [json.loads(line)["stage"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == ["grpo"]
 
 
+def test_what_was_measured_after_the_checkpoint_is_measured_again(tmp_path: Path):
+    """A look has a row of its own beside the step's; of a start anew none is kept."""
+    rows = MetricsWriter(tmp_path, "grpo", tensorboard=False)
+    rows.write(0, {"eval_hit": 0.1}, 0.5)
+    for step in (1, 2):
+        rows.write(step, {"loss": 1.0}, 0.5)
+        rows.write(step, {"eval_hit": 0.2}, 0.5)
+
+    def kept(step: int) -> list[tuple[int, bool]]:
+        rows.resume(step)
+        found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        return [(row["step"], "eval_hit" in row) for row in found]
+
+    assert kept(2) == [(0, True), (1, False), (1, True), (2, False)]
+    assert kept(1) == [(0, True), (1, False)]
+    assert kept(0) == []
+
+
 def test_a_log_that_is_not_there_is_no_error(tmp_path: Path):
     log = JsonLines(tmp_path / "deep" / "log.jsonl")
     log.keep(lambda row: True)

@@ -19,7 +19,7 @@ from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.training import grpo
 from r2rec_jax.training.environment import Environment, completion_texts, held_out_metrics, score_texts
 from r2rec_jax.training.grpo import make_passes, make_scoring, train_grpo, with_scores
-from r2rec_jax.training.metrics import JsonLines, MetricsWriter
+from r2rec_jax.training.metrics import JsonLines, MetricsWriter, is_look
 from r2rec_jax.training.session import RewardError
 from r2rec_jax.training.state import init_state, make_optimizer
 from r2rec_jax.training.updates import Updates
@@ -67,11 +67,15 @@ def test_it_raises_a_planted_reward_with_the_real_decoder(tiny, llama_config, pr
     model, lora = tiny
     base = jax.device_get(model.base)
     decoder = Decoder(model.graphdef, llama_config, (2,), 0)
-    config = dataclasses.replace(CONFIG, epochs=30, temperature=0.9)
+    config = dataclasses.replace(CONFIG, epochs=30, temperature=0.9, eval_every=15)
     trained = train_grpo(model, lora, prompts, config, Environment(decoder.generate, text_of, reward), seed=0,
-                         metrics=MetricsWriter(tmp_path, "grpo"))
+                         held_out=prompts[:1], metrics=MetricsWriter(tmp_path, "grpo"))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    looks, rows = [row for row in rows if is_look(row)], [row for row in rows if not is_look(row)]
     assert len(rows) == 30 and trained.steps == 30
+    held_out = [row["eval_reward"] for row in looks]
+    assert held_out[2] > held_out[0] + 0.2, held_out
+    assert decoder.compilations == 5, "prefill, place, first token, merge, decode: looks need no others"
     rewards = [row["reward"] for row in rows]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:3]) + 0.3, rewards
     assert max(row["drift"] for row in rows) < 1e-3, [row["drift"] for row in rows]
@@ -161,15 +165,41 @@ def test_looks_at_held_out_prompts_change_nothing_and_go_on(tiny, prompts, make_
     first, last = held_out[:2], held_out[2:] * 2
     for calls, asked in zip(looks, (first, last), strict=True):
         assert calls == [[tuple(example.prompt_ids) for example in asked]] * 4
-    rows = whole[2][0]
-    assert [row["step"] for row in rows if "eval_reward" in row] == [0, 2, 4, 6]
-    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5, 6] and "reward" not in rows[0]
-    assert len({row["eval_reward"] for row in rows if "eval_reward" in row}) == 1, "drawn without the policy"
-    assert [row["eval_prompts"] for row in rows[::2]] == [3] * 4 and {"eval_reward_rank", "eval_words"} <= set(rows[0])
+    rows = [row for row in whole[2][0] if "eval_reward" in row]
+    assert [row["step"] for row in whole[2][0]] == [0, 1, 2, 2, 3, 4, 4, 5, 6, 6]
+    assert [row["step"] for row in rows] == [0, 2, 4, 6] and not any("reward" in row for row in rows)
+    assert len({row["eval_reward"] for row in rows}) == 1, "drawn without the policy"
+    assert [row["eval_prompts"] for row in rows] == [3] * 4 and {"eval_reward_rank", "eval_words"} <= set(rows[0])
 
     with stopped_after(monkeypatch, 4 * iterations):
         run(tiny, prompts, tmp_path, checkpoints, "parts", config, environment, held_out)
     parts = run(tiny, prompts, tmp_path, checkpoints, "parts", config, environment, held_out)
+    assert without_seconds(whole[2][0]) == without_seconds(parts[2][0])
+    assert trees_equal(whole[0].params, parts[0].params)
+
+
+@pytest.mark.parametrize("error", [KeyError("no such item"), KeyboardInterrupt()])
+def test_what_ends_a_look_costs_the_look_alone(tiny, prompts, make_examples, tmp_path, checkpoints, trees_equal,
+                                               without_seconds, error):
+    """The step before it is finished, and saved though no checkpoint was due; going on, the look comes first."""
+    held_out = [dataclasses.replace(example, example_id="held out") for example in make_examples(2, seed=11)]
+    config = dataclasses.replace(CONFIG, eval_every=2)
+    whole = run(tiny, prompts, tmp_path, checkpoints, "whole", config, FAKE, held_out)
+    looks = []
+
+    def failing(texts, example_ids):
+        looks.extend(["a look"] * (example_ids[0] == "held out" and len(texts) > 1))
+        if len(looks) == 3 and example_ids[0] == "held out":
+            raise error
+        return reward(texts, example_ids)
+
+    environment = Environment(fake_generate, text_of, failing)
+    with pytest.raises(RewardError if isinstance(error, KeyError) else KeyboardInterrupt):
+        run(tiny, prompts, tmp_path, checkpoints, "parts", config, environment, held_out)
+    saved = checkpoints("grpo", "parts")
+    assert saved.latest_step == 4
+    saved.close()
+    parts = run(tiny, prompts, tmp_path, checkpoints, "parts", config, FAKE, held_out)
     assert without_seconds(whole[2][0]) == without_seconds(parts[2][0])
     assert trees_equal(whole[0].params, parts[0].params)
 

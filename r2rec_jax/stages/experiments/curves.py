@@ -8,6 +8,7 @@ import numpy as np
 
 from r2rec_jax.reporting.plots import read_metrics
 from r2rec_jax.stages.experiments.plan import Trial
+from r2rec_jax.training.metrics import LOOK, is_look
 
 POINTS = 100
 """Longest curve; of longer ones the means of equal stretches are kept, the last of which may be shorter."""
@@ -23,14 +24,15 @@ def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
     Returns:
         ``[{"experiment", "system", "seed", "steps": [...], "reward_rank": [...], ...}]``; a step stands for the stretch
         that ends with it. What a step does not tell, since it trained on no token, is interpolated. Where the run asked
-        held-out prompts (``grpo.eval_every``), ``held_out`` has the same of them, a point a look, from step 0.
+        held-out prompts (``grpo.eval_every``), the same ones from before the first step to after the last, ``held_out``
+        has as much of them, a point a look.
     """
     path = trial.config.run_dir + "/metrics.jsonl"
     try:
         rows = [row for row in read_metrics(path) if row.get("stage") == "grpo"]
     except FileNotFoundError:
         return []
-    looks, rows = [row for row in rows if "eval_reward" in row], [row for row in rows if row["step"]]
+    looks, rows = [row for row in rows if is_look(row)], [row for row in rows if not is_look(row)]
     if not rows:
         return []
     size = -(-len(rows) // POINTS)
@@ -43,7 +45,8 @@ def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
         if known:
             values = np.interp(np.arange(len(rows)), known, [rows[number][name] for number in known])
             curve[name] = [round(float(values[part].mean()), 5) for part in parts]
-    if looks:
-        curve["held_out"] = {"prompts": looks[0]["eval_prompts"], "steps": [row["step"] for row in looks]} | {
-            name: [round(row[f"eval_{name}"], 5) for row in looks] for name in HELD_OUT if f"eval_{name}" in looks[0]}
+    steps, counts = [row["step"] for row in looks], {row["eval_prompts"] for row in looks}
+    if looks and len(counts) == 1 and steps[0] == 0 and steps[-1] == rows[-1]["step"]:  # not changed on the way
+        curve["held_out"] = {"prompts": counts.pop(), "steps": steps} | {
+            name: [round(row[f"{LOOK}{name}"], 5) for row in looks] for name in HELD_OUT if f"{LOOK}{name}" in looks[0]}
     return [curve]
