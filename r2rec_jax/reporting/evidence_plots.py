@@ -51,7 +51,7 @@ def plot_rewards(found: Entry, path: Path) -> Path:
     for curve in found["curves"]:
         with_sft = "after SFT" if curve["system"] == "sft+grpo" else "without SFT"
         groups.setdefault(f"{curve['experiment']}: {with_sft}", []).append(curve)
-    panels = [panel for panel in REWARDS if band(found["curves"], panel[0])[0].size]
+    panels = [panel for panel in REWARDS if any(band(own, panel[0])[0].size for own in groups.values())]
     if not panels:
         raise ValueError(f"{path.name} needs curves of GRPO; the result file {found['name']} has none")
     figure = make_figure(4.2 * min(4, len(panels)), 3.1 * -(-len(panels) // 4) + 0.6)

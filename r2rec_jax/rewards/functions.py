@@ -10,8 +10,9 @@
 
 A function gets lists of one entry a completion, all by keyword: ``prompts`` (the user message), ``completions``
 (decoded, end token removed) and the columns of :class:`Columns`. It returns one number a completion, None where it has
-no opinion, which then adds nothing. It is called once a step, in the training process. Of what trl also hands in there
-is no ``completion_ids``, ``trainer_state``, ``log_extra`` and ``log_metric``, and a coroutine is refused.
+no opinion, which then adds nothing. It is called once a step, and with ``grpo.eval_every`` for held-out prompts too, in
+the training process. Of what trl also hands in there is no ``completion_ids``, ``trainer_state``, ``log_extra`` and
+``log_metric``, and a coroutine is refused.
 """
 
 from __future__ import annotations

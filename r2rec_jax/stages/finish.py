@@ -55,9 +55,9 @@ def finish(work: Workspace, stages: Sequence[str]) -> dict[str, Any]:
             plot_losses(rows, run.path / "plots" / "loss.png", str(run.path.name))
         if "grpo" in trained:
             plot_rewards(rows, run.path / "plots" / "reward.png", str(run.path.name))
-            if work.config.grpo.eval_every and not any(map(is_look, rows)):
-                say("grpo: had finished before grpo.eval_every was asked for, so no held-out prompts were; a new run "
-                    "folder trains it with them")
+            if work.config.grpo.eval_every and run.is_done("grpo") and not any(map(is_look, rows)):
+                say("grpo: was trained without grpo.eval_every, so no held-out prompts were asked; a new run folder "
+                    "that does not take it over trains it with them")
         say(f"plots: {run.path / 'plots'}")
     results = done.get("evaluate")
     if results is not None:

@@ -120,6 +120,8 @@ def grpo_stage(work: Workspace) -> dict[str, Any]:
     """Train the adapter by its own rollouts and their rewards (Eq. 4 to 7)."""
     c, backbone, tokenizer = work.config, work.backbone, work.tokenizer
     queries, held_out = work.prepared.queries["rl"], work.held_out
+    if held_out:
+        on_first(lambda: bool(shown_thoughts(work, held_out)))  # one process writes what the thoughts stage has not
     rendered = render_queries(work.prepared, [*queries, *held_out], c.prompts, tokenizer,
                               shown_thoughts(work, [*queries, *held_out]))
     asked = [Example(r.query.query_id, r.chat.ids, ()) for r in rendered]

@@ -109,7 +109,7 @@ class MetricsWriter:
             from tensorboardX import SummaryWriter
 
             self._events = SummaryWriter(str(self.folder / "tensorboard" / self.stage), purge_step=self._purge_step)
-        for name, value in {**values, "seconds": seconds}.items():
+        for name, value in {**values, f"{LOOK * is_look(values)}seconds": seconds}.items():
             value = plain(value)
             if isinstance(value, int | float):
                 self._events.add_scalar(f"{self.stage}/{name}", value, step)

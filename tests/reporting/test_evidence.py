@@ -183,6 +183,8 @@ def test_held_out_prompts_have_a_line_and_a_panel(found: dict[str, Any], tmp_pat
     three, four = (int.from_bytes(plot_rewards(found | {"curves": own}, tmp_path / "x.png").read_bytes()[16:20], "big")
                    for own in (found["curves"], curves))
     assert three * 4 == four * 3, "panels side by side"
+    other = curves[0] | {"experiment": "another length", "steps": [step + 0.5 for step in curves[0]["steps"]]}
+    assert plot_rewards(found | {"curves": [curves[0], other]}, tmp_path / "y.png").exists()
 
 
 def test_tokens_of_scored_lines_are_no_answers() -> None:
