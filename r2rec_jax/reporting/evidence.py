@@ -237,10 +237,11 @@ def reward_lines(curves: Sequence[Entry]) -> str:
 def held_out_line(curves: Sequence[Entry]) -> str:
     """What prompts that nothing was trained on gave before the first step and after the last, as the end of a sentence;
     nothing where none were asked."""
-    looks = [curve["held_out"] for curve in curves if "held_out" in curve]
-    if not looks:
+    asked = [curve for curve in curves if "held_out" in curve]
+    if not asked:
         return ""
-    prompts, seeds = sorted({look["prompts"] for look in looks}), [c["seed"] for c in curves if "held_out" in c]
+    looks, seeds = [curve["held_out"] for curve in asked], [curve["seed"] for curve in asked]
+    prompts = sorted({look["prompts"] for look in looks})
     said = []
     for name, label in (("reward_rank", "R_rank"), ("hit", "HitRatio@1")):
         ends = np.array([[look[name][0], look[name][-1]] for look in looks])

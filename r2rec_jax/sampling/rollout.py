@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -29,6 +29,10 @@ class Rollout:
     lengths: np.ndarray
     logprobs: np.ndarray
     finished: np.ndarray
+
+    def of(self, prompts: np.ndarray | slice) -> Rollout:
+        """The completions of some of the prompts."""
+        return Rollout(*(getattr(self, field.name)[prompts] for field in fields(self)))
 
 
 class Rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -127,10 +127,9 @@ def step_metrics(rollout: Rollout, rewards: Mapping[str, np.ndarray]) -> dict[st
     """What is logged of a step's rollouts.
 
     Returns:
-        :func:`reward_means`;
-        ``reward_std`` of the total over all completions; ``zero_spread_groups``: share of groups whose rewards are all
-        equal, which teach nothing; ``completion_tokens``: mean length; ``truncated``: share of completions that hit
-        the limit.
+        :func:`reward_means`; ``reward_std`` of the total over all completions; ``zero_spread_groups``: share of groups
+        whose rewards are all equal, which teach nothing; ``completion_tokens``: mean length; ``truncated``: share of
+        completions that hit the limit.
     """
     total = rewards["total"]
     return {
@@ -164,7 +163,7 @@ def held_out_metrics(lora: nnx.State, model: FrozenModel, prompts: Sequence[Exam
         chosen = prompts[start:start + size]
         repeated = [chosen[i % len(chosen)] for i in range(size)]  # the last call may have too few
         rollout = roll_out(lora, model, repeated, config, environment, seed, number, report, "held out")
-        own = Rollout(*(getattr(rollout, field.name)[:len(chosen)] for field in fields(rollout)))
+        own = rollout.of(slice(len(chosen)))
         rewards = shared_rewards(environment.reward, completion_texts(own, environment.decode),
                                  [example.example_id for example in chosen], config.group_size)
         parts.append(rewards | {"completion_tokens": own.lengths, "truncated": 1.0 - own.finished})

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -185,7 +185,7 @@ def make_passes(chosen: Sequence[Example], rollout: Rollout, config: GrpoConfig,
     shape = group_shape(rollout, longest, config.max_new_tokens)
     if kept is not None:
         chosen, weights = [chosen[row] for row in kept], weights[kept]
-        rollout = Rollout(*(getattr(rollout, field.name)[kept] for field in fields(rollout)))
+        rollout = rollout.of(kept)
     return lay_out([example.prompt_ids for example in chosen], rollout, weights, shape,
                    config.micro_prompts * row_shards, pad_id) if chosen else []
 

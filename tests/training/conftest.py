@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,9 @@ def trees_equal() -> Callable[[Any, Any], bool]:
 @pytest.fixture(scope="session")
 def without_seconds() -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
     return _rows_without_seconds
+
+
+@pytest.fixture(scope="session")
+def prompts(make_examples: Callable[..., list[Example]]) -> list[Example]:
+    """Two, without completions."""
+    return [replace(example, completion_ids=()) for example in make_examples(2, seed=10)]

@@ -4,61 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from contextlib import contextmanager
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r2rec_jax.config import GrpoConfig
 from r2rec_jax.models.lora import copy_lora, zeros_like_lora
 from r2rec_jax.sampling.decoder import Decoder
 from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.training import grpo
-from r2rec_jax.training.environment import Environment, completion_texts, held_out_metrics, score_texts
+from r2rec_jax.training.environment import Environment, completion_texts, score_texts
 from r2rec_jax.training.grpo import make_passes, make_scoring, train_grpo, with_scores
-from r2rec_jax.training.metrics import JsonLines, MetricsWriter, is_look
+from r2rec_jax.training.metrics import MetricsWriter, is_look
 from r2rec_jax.training.session import RewardError
-from r2rec_jax.training.state import init_state, make_optimizer
 from r2rec_jax.training.updates import Updates
-
-CONFIG = GrpoConfig(epochs=6, group_size=4, prompts_per_step=2, micro_prompts=1, lr=1e-2, temperature=1.0, top_p=1.0,
-                    max_new_tokens=8, beta=0.02, checkpoint_every=3)
-WANTED = {str(token) for token in range(3, 25)}
-
-
-def text_of(ids) -> str:
-    return " ".join(map(str, ids))
-
-
-def reward(texts, example_ids) -> dict[str, Any]:
-    """The share of some tokens, and a second part that is logged."""
-    share = np.array([np.mean([word in WANTED for word in text.split()]) if text else 0.0 for text in texts])
-    return {"total": share, "rank": share, "words": np.array([len(text.split()) for text in texts])}
-
-
-def fake_generate(lora, base, prompts, *, group, max_new_tokens, temperature, top_p, key, row_ids=None,
-                  on_compile=None) -> Rollout:
-    """Random tokens, half of the rows ended by token 2: a function of key and row ids alone."""
-    shape = (len(prompts), group, max_new_tokens)
-    rng = np.random.default_rng([*np.asarray(jax.random.key_data(key)).tolist(), *row_ids])
-    tokens = rng.integers(3, 60, shape).astype(np.int32)
-    lengths = rng.integers(1, max_new_tokens + 1, shape[:2]).astype(np.int32)
-    finished = lengths < max_new_tokens
-    for p, g in np.argwhere(finished):
-        tokens[p, g, lengths[p, g] - 1] = 2
-    real = np.arange(max_new_tokens) < lengths[:, :, None]
-    return Rollout(tokens * real, lengths, np.where(real, -3.0, 0).astype(np.float32), finished)
-
-
-FAKE = Environment(fake_generate, text_of, reward)
-
-
-@pytest.fixture(scope="module")
-def prompts(make_examples):
-    return [dataclasses.replace(example, completion_ids=()) for example in make_examples(2, seed=10)]
+from tests.grpo import CONFIG, FAKE, fake_generate, reward, run, stopped_after, text_of
 
 
 @pytest.mark.slow
@@ -90,35 +51,6 @@ def test_it_raises_a_planted_reward_with_the_real_decoder(tiny, llama_config, pr
     assert list((tmp_path / "tensorboard" / "grpo").iterdir())
 
 
-def run(tiny, prompts, tmp_path, checkpoints, name, config=CONFIG, environment=FAKE, held_out=()):
-    model, lora = tiny
-    own = checkpoints("grpo", name)
-    trained = train_grpo(model, lora, prompts, config, environment, seed=1, held_out=held_out, checkpoints=own,
-                         metrics=MetricsWriter(tmp_path / name, "grpo", tensorboard=False),
-                         completions_log=JsonLines(tmp_path / name / "completions.jsonl"))
-    state = own.restore(init_state(lora, make_optimizer(1e-2, "constant", 0, 6, 0, 1.0)))
-    own.close()
-    logs = [[json.loads(line) for line in (tmp_path / name / file).read_text().splitlines()]
-            for file in ("metrics.jsonl", "completions.jsonl")]
-    return trained, state, logs
-
-
-@contextmanager
-def stopped_after(monkeypatch, updates: int):
-    """The run within is cut off when it begins its next update, and must be."""
-    original, calls = Updates.run, []
-
-    def stop(self, *args):
-        calls.append(1)
-        if len(calls) > updates:
-            raise SystemExit
-        return original(self, *args)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(Updates, "run", stop)
-        yield
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_a_resumed_run_is_the_run_that_never_stopped(tiny, prompts, tmp_path, checkpoints, monkeypatch, trees_equal,
@@ -139,86 +71,6 @@ def test_rollout_noise_differs_from_step_to_step(tiny, prompts, tmp_path, checkp
     _, _, (rows, completions) = run(tiny, prompts, tmp_path, checkpoints, "noise")
     assert len({str(row["completions"]) for row in completions}) == 6
     assert len({row["reward"] for row in rows}) > 3
-
-
-@pytest.mark.parametrize("iterations", [1, 2])
-def test_looks_at_held_out_prompts_change_nothing_and_go_on(tiny, prompts, make_examples, tmp_path, checkpoints,
-                                                            monkeypatch, trees_equal, without_seconds, iterations):
-    """The same prompts with the same noise each time, in calls of a step's shape; the training is the one without."""
-    held_out = make_examples(3, seed=11)
-    config = dataclasses.replace(CONFIG, iterations=iterations, eval_every=2)
-    keys, shapes = {}, set()
-
-    def spy(policy, base, asked, *, key, **kwargs):
-        keys.setdefault(str(jax.random.key_data(key)), []).append([tuple(ids) for ids in asked])
-        shapes.add((len(asked), kwargs["group"]))
-        return fake_generate(policy, base, asked, key=key, **kwargs)
-
-    environment = Environment(spy, text_of, reward)
-    without, _, (plain, plain_texts) = run(tiny, prompts, tmp_path, checkpoints, "without", config, environment)
-    rounds = len(keys)
-    assert not any(name.startswith("eval_") for row in plain for name in row)
-    whole = run(tiny, prompts, tmp_path, checkpoints, "whole", config, environment, held_out)
-    assert trees_equal(without.params, whole[0].params) and plain_texts == whole[2][1] and shapes == {(2, 4)}
-    looks = list(keys.values())[rounds:]
-    assert [len(calls) for calls in looks] == [4, 4], "two calls a look: at 0, 2, 4 and 6"
-    first, last = held_out[:2], held_out[2:] * 2
-    for calls, asked in zip(looks, (first, last), strict=True):
-        assert calls == [[tuple(example.prompt_ids) for example in asked]] * 4
-    rows = [row for row in whole[2][0] if "eval_reward" in row]
-    assert [row["step"] for row in whole[2][0]] == [0, 1, 2, 2, 3, 4, 4, 5, 6, 6]
-    assert [row["step"] for row in rows] == [0, 2, 4, 6] and not any("reward" in row for row in rows)
-    assert len({row["eval_reward"] for row in rows}) == 1, "drawn without the policy"
-    assert [row["eval_prompts"] for row in rows] == [3] * 4 and {"eval_reward_rank", "eval_words"} <= set(rows[0])
-
-    with stopped_after(monkeypatch, 4 * iterations):
-        run(tiny, prompts, tmp_path, checkpoints, "parts", config, environment, held_out)
-    parts = run(tiny, prompts, tmp_path, checkpoints, "parts", config, environment, held_out)
-    assert without_seconds(whole[2][0]) == without_seconds(parts[2][0])
-    assert trees_equal(whole[0].params, parts[0].params)
-
-
-@pytest.mark.parametrize("error", [KeyError("no such item"), KeyboardInterrupt()])
-def test_what_ends_a_look_costs_the_look_alone(tiny, prompts, make_examples, tmp_path, checkpoints, trees_equal,
-                                               without_seconds, error):
-    """The step before it is finished, and saved though no checkpoint was due; going on, the look comes first."""
-    held_out = [dataclasses.replace(example, example_id="held out") for example in make_examples(2, seed=11)]
-    config = dataclasses.replace(CONFIG, eval_every=2)
-    whole = run(tiny, prompts, tmp_path, checkpoints, "whole", config, FAKE, held_out)
-    looks = []
-
-    def failing(texts, example_ids):
-        looks.extend(["a look"] * (example_ids[0] == "held out" and len(texts) > 1))
-        if len(looks) == 3 and example_ids[0] == "held out":
-            raise error
-        return reward(texts, example_ids)
-
-    environment = Environment(fake_generate, text_of, failing)
-    with pytest.raises(RewardError if isinstance(error, KeyError) else KeyboardInterrupt):
-        run(tiny, prompts, tmp_path, checkpoints, "parts", config, environment, held_out)
-    saved = checkpoints("grpo", "parts")
-    assert saved.latest_step == 4
-    saved.close()
-    parts = run(tiny, prompts, tmp_path, checkpoints, "parts", config, FAKE, held_out)
-    assert without_seconds(whole[2][0]) == without_seconds(parts[2][0])
-    assert trees_equal(whole[0].params, parts[0].params)
-
-
-def test_held_out_rewards_are_means_over_their_own_completions(tiny, prompts):
-    """By hand, of one full call and one that has a prompt too few."""
-    model, lora = tiny
-    asked = [dataclasses.replace(prompts[0], example_id=name) for name in "abc"]
-    seen = []
-
-    def by_name(texts, example_ids):
-        seen.extend(example_ids)
-        return {"total": np.array([" abc".index(name) for name in example_ids], float),
-                "part": np.array([np.nan if name == "a" else 1.0 for name in example_ids])}
-
-    found = held_out_metrics(lora, model, asked, CONFIG, Environment(fake_generate, text_of, by_name), seed=0)
-    assert seen == ["a"] * 4 + ["b"] * 4 + ["c"] * 4
-    assert found["eval_reward"] == pytest.approx(2) and found["eval_part"] == 1 and found["eval_prompts"] == 3
-    assert 1 <= found["eval_completion_tokens"] <= CONFIG.max_new_tokens and 0 <= found["eval_truncated"] <= 1
 
 
 def test_rollouts_follow_the_updated_adapter(tiny, prompts, trees_equal):
