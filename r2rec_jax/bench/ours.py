@@ -261,7 +261,7 @@ class GrpoWork:
         self.environment = Environment(side.decoder().generate, text_of, even_share)
         optimizer = make_optimizer(LR, "constant", 0.0, 1, 0.0, 1.0)
         self.score = make_scoring(self.model, TEMPERATURE, side.report)
-        self.updates = Updates(make_grpo_loss(self.model, self.config), SUMS, optimizer, side.report)
+        self.updates = Updates(make_grpo_loss(self.model, self.config), SUMS, optimizer, side.report, pass_squares=True)
         self.state, self.reference = init_state(side.lora, optimizer), zeros_like_lora(side.lora)
         self.steps = 0
 

@@ -48,13 +48,15 @@ from r2rec_jax.training.losses import completion_weights, group_advantages, grpo
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.policy import FrozenModel
 from r2rec_jax.training.programs import Program
-from r2rec_jax.training.rollouts import GroupBatch, group_shape, lay_out, with_advantages
+from r2rec_jax.training.rollouts import GroupBatch, group_shape, lay_out, rows_used, with_advantages
 from r2rec_jax.training.session import Session, Trained, steps_of
 from r2rec_jax.training.shared import SharedCheckpoints
 from r2rec_jax.training.state import TrainState, init_state, learning_rate, make_optimizer, make_schedule
-from r2rec_jax.training.updates import LossFn, Updates
+from r2rec_jax.training.updates import LossFn, Updates, signal_and_noise
 
 SUMS = ("tokens", "kl", "ratio", "clip_low", "clip_high", "correction", "entropy", "drift")
+OF_THE_FIRST = ("drift", "grad_signal", "grad_noise", "grad_groups")
+"""Values that are told of the first update on a step's rollouts, where the policy is the one that drew them."""
 SHOWN = ("reward", "kl", "completion_tokens")
 
 
@@ -104,8 +106,10 @@ def train_grpo(
             last, and is not trained on; see :func:`~r2rec_jax.training.environment.held_out_metrics`. None are asked
             where ``eval_every`` is 0.
         checkpoints: resumed from and saved to.
-        metrics: one row a step; see :func:`~r2rec_jax.training.environment.step_metrics`. What held-out prompts gave
-            has a row of its own, with the number of steps before it.
+        metrics: one row a step; see :func:`~r2rec_jax.training.environment.step_metrics`. ``grad_signal`` and
+            ``grad_noise`` (:func:`~r2rec_jax.training.updates.signal_and_noise`) say how much of the squared gradient
+            norm the ``grad_groups`` groups of the step have in common, where they are in more passes than one. What
+            held-out prompts gave has a row of its own, with the number of steps before it.
         completions_log: gets the first group of each step: prompt, texts and rewards.
 
     Returns:
@@ -127,7 +131,8 @@ def train_grpo(
                       metrics=metrics, log=completions_log, checkpoint_every=config.checkpoint_every, shown=SHOWN)
     with session:
         score = make_scoring(model, config.temperature, session.report)
-        updates = Updates(make_grpo_loss(model, config), SUMS, optimizer, session.report, mesh=model.mesh)
+        updates = Updates(make_grpo_loss(model, config), SUMS, optimizer, session.report, mesh=model.mesh,
+                          pass_squares=True)
 
         def scored(chosen: Sequence[Example], rollout: Rollout, kept: np.ndarray | None = None) -> list[GroupBatch]:
             passes = make_passes(chosen, rollout, config, longest, environment.pad_id, model.row_shards, kept)
@@ -202,16 +207,18 @@ def with_scores(group: GroupBatch, score: Program, lora: nnx.State, reference: n
 
 def update(state: TrainState, updates: Updates, base: nnx.State, passes: Sequence[GroupBatch], iterations: int
            ) -> tuple[TrainState, dict[str, float]]:
-    """All updates on one step's rollouts; values are token means, averaged over the updates (drift: the first's), and
-    left out where no token was trained on."""
-    rows = []
+    """All updates on one step's rollouts; values are token means, averaged over the updates (:data:`OF_THE_FIRST`: the
+    first's), and left out where no token was trained on."""
+    rows, counts = [], [rows_used(group) for group in passes]
     for _ in range(iterations):
         state, values = updates.run(state, base, [(group,) for group in passes])
         tokens = values.pop("tokens")
+        parts = signal_and_noise(values["grad_norm"], values.pop("pass_squares"), counts)
+        values |= {"grad_signal": parts[0], "grad_noise": parts[1], "grad_groups": sum(counts)} if parts else {}
         rows.append({name: value / tokens if name in SUMS else value for name, value in values.items()
                      if tokens or name not in SUMS})
-    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    first = {name: rows[0][name] for name in ("drift",) if name in rows[0]}
+    means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in rows[0]}
+    first = {name: rows[0][name] for name in OF_THE_FIRST if name in rows[0]}
     return state, means | {name: rows[-1][name] for name in ("skipped", "skipped_in_a_row")} | first
 
 

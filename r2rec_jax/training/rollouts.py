@@ -126,6 +126,11 @@ def with_advantages(passes: Sequence[GroupBatch], advantages: Float[np.ndarray, 
     return out
 
 
+def rows_used(group: GroupBatch) -> int:
+    """How many rows of a pass are no padding."""
+    return int((np.asarray(group.rows.segments) > 0).any(axis=1).sum())
+
+
 def squeeze(batch: Batch, rows: int, shape: RowShape, pad_id: int = 0) -> Batch:
     """The same rows with the padding between their segments taken out, in a batch of another shape.
 

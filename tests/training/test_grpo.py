@@ -42,11 +42,12 @@ def test_it_raises_a_planted_reward_with_the_real_decoder(tiny, llama_config, pr
     assert max(row["drift"] for row in rows) < 1e-3, [row["drift"] for row in rows]
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and rows[-1]["kl"] > 1e-3
     assert all(abs(row["ratio"] - 1) < 1e-6 for row in rows)
+    assert all(row["grad_signal"] + row["grad_noise"] == pytest.approx(row["grad_norm"]**2) for row in rows)
     assert trees_equal(base, model.base)
     expected = {"stage", "step", "seconds", "examples", "loss", "kl", "ratio", "clip_low", "clip_high", "correction",
-                "entropy", "drift", "grad_norm", "skipped", "lr", "reward", "reward_rank", "words", "reward_std",
-                "zero_spread_groups", "completion_tokens", "truncated", "rollout_seconds", "reward_seconds",
-                "update_seconds"}
+                "entropy", "drift", "grad_norm", "grad_signal", "grad_noise", "grad_groups", "skipped", "lr", "reward",
+                "reward_rank", "words", "reward_std", "zero_spread_groups", "completion_tokens", "truncated",
+                "rollout_seconds", "reward_seconds", "update_seconds"}
     assert set(rows[0]) == expected
     assert list((tmp_path / "tensorboard" / "grpo").iterdir())
 

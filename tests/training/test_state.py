@@ -17,7 +17,7 @@ from r2rec_jax.training.state import (
     make_schedule,
     stream_key,
 )
-from r2rec_jax.training.updates import Updates
+from r2rec_jax.training.updates import Updates, signal_and_noise
 
 
 def numpy_adamw(w, grads, lr, decay, limit):
@@ -83,6 +83,34 @@ def test_the_callers_tree_survives():
     state, values = updates.run(state, jnp.float32(2), [(jnp.ones(3),), (jnp.ones(3),)])
     np.testing.assert_array_equal(start["w"], np.ones(3))
     assert values["loss"] == 12 and values["grad_norm"] == pytest.approx(4 * 3**0.5)
+
+
+def test_the_squared_norms_of_the_passes_are_summed_where_they_are_asked_for():
+    optimizer = make_optimizer(0.1, "constant", 0, 10, 0.0, 1.0)
+    updates = Updates(lambda params, frozen, x: (jnp.sum(params["w"] * x), {}), (), optimizer, pass_squares=True)
+    state, passes = init_state({"w": jnp.ones(2)}, optimizer), [(jnp.array([3.0, 0]),), (jnp.array([0, 4.0]),)]
+    values = updates.run(state, None, passes)[1]
+    assert values["pass_squares"] == pytest.approx(25) and values["grad_norm"] == pytest.approx(5)
+    assert signal_and_noise(values["grad_norm"], values["pass_squares"], [1, 1]) == pytest.approx((0, 25))
+
+
+def test_signal_and_noise_are_what_the_gradients_were_drawn_from():
+    """Twelve vectors of a known mean and variance, in passes of unequal size, many times."""
+    rng, counts, mean = np.random.default_rng(0), (5, 4, 3), np.array([0.3, -0.4, 0.0])
+    ends = np.cumsum(counts)[:-1]
+    draws = rng.normal(mean, 2.0, (20_000, sum(counts), 3))
+    found = []
+    for draw in draws:
+        passes = [part.sum(axis=0) for part in np.split(draw, ends)]
+        found.append(signal_and_noise(np.linalg.norm(sum(passes)), sum(p @ p for p in passes), counts))
+    signal, noise = np.mean(found, axis=0)
+    assert signal == pytest.approx(12**2 * 0.25, rel=0.05)
+    assert noise == pytest.approx(12 * 3 * 2.0**2, rel=0.02)
+
+
+@pytest.mark.parametrize(("norm", "squares", "counts"), [(5.0, 25.0, [2]), (0.0, 0.0, []), (np.inf, 1.0, [1, 1])])
+def test_one_pass_alone_tells_no_signal_from_noise(norm, squares, counts):
+    assert signal_and_noise(norm, squares, counts) is None
 
 
 def test_a_program_compiles_once_a_shape_and_reports_it():

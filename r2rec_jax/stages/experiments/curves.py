@@ -15,6 +15,7 @@ POINTS = 100
 
 CURVES = ("reward", "reward_rank", "reward_step", "reward_true", "kl", "entropy", "completion_tokens", "copied_order",
           "valid", "truncated")
+GRADIENT = ("signal", "noise", "groups")
 HELD_OUT = ("reward", "reward_rank", "reward_step", "reward_true", "hit", "valid")
 
 
@@ -25,7 +26,9 @@ def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
         ``[{"experiment", "system", "seed", "steps": [...], "reward_rank": [...], ...}]``; a step stands for the stretch
         that ends with it. What a step does not tell, since it trained on no token, is interpolated. Where the run asked
         held-out prompts (``grpo.eval_every``), the same ones from before the first step to after the last, ``held_out``
-        has as much of them, a point a look.
+        has as much of them, a point a look. ``gradient`` has means over the steps that know them: ``signal`` and
+        ``noise`` of a step's squared gradient norm, ``signal_error``, the standard error that the scatter of steps
+        gives the first, the ``groups`` they are of, and how many ``steps`` those were.
     """
     path = trial.config.run_dir + "/metrics.jsonl"
     try:
@@ -45,6 +48,12 @@ def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
         if known:
             values = np.interp(np.arange(len(rows)), known, [rows[number][name] for number in known])
             curve[name] = [round(float(values[part].mean()), 5) for part in parts]
+    known = [row for row in rows if "grad_signal" in row]
+    if len(known) > 1:
+        signal, noise, groups = np.array([[row[f"grad_{name}"] for row in known] for name in GRADIENT], np.float64).T
+        means = {"signal": signal.mean(), "signal_error": signal.std(ddof=1) / np.sqrt(len(known)),
+                 "noise": noise.mean(), "groups": groups.mean()}
+        curve["gradient"] = {name: float(f"{value:.4g}") for name, value in means.items()} | {"steps": len(known)}
     steps, counts = [row["step"] for row in looks], {row["eval_prompts"] for row in looks}
     if looks and len(counts) == 1 and steps[0] == 0 and steps[-1] == rows[-1]["step"]:  # not changed on the way
         curve["held_out"] = {"prompts": counts.pop(), "steps": steps} | {
