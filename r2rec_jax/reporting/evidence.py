@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from r2rec_jax.evaluation.comparison import ALPHA, role
-from r2rec_jax.reporting.cells import interval, mean_spread, spread, table
+from r2rec_jax.reporting.cells import interval, spread, table
 from r2rec_jax.reporting.comparison import listed, position_rates, position_stretches, probability
+from r2rec_jax.reporting.evidence_rewards import reward_lines, reward_table
 from r2rec_jax.reporting.overview import main_rows, overview
 
 Entry = Mapping[str, Any]
@@ -25,8 +25,6 @@ RATES = {"valid_rate": "valid", "outside_per_answer": "outside", "order_copying_
 CHAINS = {"own": "its own", "swapped": "another user's", "none": "none"}
 READABLE = 0.5
 """Below this share of valid answers HitRatio@1 measures the form of an answer."""
-EDGE = 5
-"""The first and the last 1/EDGE of GRPO's steps are compared."""
 
 INTRODUCTION = """# Evidence
 
@@ -54,6 +52,9 @@ are written by hand.
   gives it a weight.
 - **-likelihood**: the same model, but the candidates are ranked by how likely their lines are after the person's latest
   likes. No form of answer can be learned or missed, so this row shows what the model knows. The paper has no such row.
+- **signal**: what the gradients of a step's groups (the answers to one prompt each) have in common; the rest,
+  **noise**, comes of which prompts and answers were drawn. Where signal equals noise a larger step begins to gain
+  little (the simple noise scale of McCandlish et al., 2018). Groups left out of an update are not counted.
 - **chains**: ways through other people's ratings from one liked item to another, shown in the prompt.
 - **negatives**: how the 19 others are drawn. **split**: which of a person's ratings is the true item; for
   `last-positive` the last one that was liked.
@@ -193,77 +194,6 @@ def ratio_line(found: Entry) -> str:
     return "; ".join(lines) + (" (the paper: 2.3 times its base, in the mean of its data sets)." if lines else "")
 
 
-def reward_edges(curves: Sequence[Entry], name: str) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """(first, last fifth of the points) of every seed's curve that has the value."""
-    return [(values[:size], values[-size:]) for curve in curves if name in curve
-            for values in (np.array(curve[name], np.float64),) for size in (max(1, len(values) // EDGE),)]
-
-
-def reward_table(curves: Sequence[Entry]) -> str:
-    """First and last fifth of GRPO, mean ± standard deviation over seeds."""
-    names = {"reward_rank": "R_rank", "reward_step": "R_step", "reward_true": "R_true", "kl": "KL",
-             "entropy": "entropy", "completion_tokens": "tokens", "copied_order": "order copied", "valid": "valid"}
-    names = {name: label for name, label in names.items() if any(name in curve for curve in curves)}
-    lines = []
-    for experiment, own in _by_experiment(curves).items():
-        for label, place in (("first fifth", 0), ("last fifth", 1)):
-            cells = [mean_spread([float(edge[place].mean()) for edge in reward_edges(own, name)],
-                             ".1f" if name == "completion_tokens" else ".3f") for name in names]
-            lines.append([experiment, own[0]["system"], label, *cells, str(max(curve["steps"][-1] for curve in own)),
-                          listed(sorted(curve["seed"] for curve in own))])
-    return table(["experiment", "system", "steps", *names.values(), "of steps", "seeds"], lines, right=9)
-
-
-def reward_lines(curves: Sequence[Entry]) -> str:
-    """What rose, with its standard error: a reward that rises through its step part alone is no success."""
-    lines = []
-    for experiment, own in _by_experiment(curves).items():
-        (rank, rank_error), (step, step_error) = (reward_rise(own, name) for name in ("reward_rank", "reward_step"))
-        name = f"- {experiment} ({own[0]['system']}), first to last fifth"
-        held_out = held_out_line(own)
-        if not np.isfinite([rank_error, step_error]).all():
-            lines.append(f"{name}, of too few steps for an error: R_rank {rank:+.3f}, R_step {step:+.3f}{held_out}.")
-            continue
-        said = (f"{name}, with the standard error that the scatter of steps gives: R_rank {rank:+.3f} ± "
-                f"{rank_error:.3f}, R_step {step:+.3f} ± {step_error:.3f}")
-        if 0 < rank <= 2 * rank_error and rank >= step:
-            said += "; R_rank's rise is within that scatter"
-        elif step > 2 * step_error and rank <= 2 * rank_error:
-            said += "; **the reward rose through R_step alone, which is no success**"
-        lines.append(f"{said}{held_out}.")
-    return "\n".join(lines)
-
-
-def held_out_line(curves: Sequence[Entry]) -> str:
-    """What prompts that nothing was trained on gave before the first step and after the last, as the end of a sentence;
-    nothing where none were asked."""
-    asked = [curve for curve in curves if "held_out" in curve]
-    if not asked:
-        return ""
-    looks, seeds = [curve["held_out"] for curve in asked], [curve["seed"] for curve in asked]
-    prompts = sorted({look["prompts"] for look in looks})
-    said = []
-    for name, label in (("reward_rank", "R_rank"), ("hit", "HitRatio@1")):
-        ends = np.array([[look[name][0], look[name][-1]] for look in looks])
-        before, after = ends.mean(axis=0)
-        by_seed = ", ".join(f"{last - first:+.3f}" for first, last in ends)
-        said.append(f"{label} {before:.3f} to {after:.3f}" + (f" (by seed {by_seed})" if len(seeds) > 1 else ""))
-    whose = f"seed{'s' * (len(seeds) > 1)} {listed(seeds)}"
-    return (f"; of the same {listed(prompts)} held-out prompts ({whose}), before the first step and after the last, "
-            + ", ".join(said))
-
-
-def reward_rise(curves: Sequence[Entry], name: str) -> tuple[float, float]:
-    """From the first to the last fifth of the points, mean over seeds, and its standard error.
-
-    The error is that of two means of points that scatter independently, as prompts of different steps do.
-    """
-    edges = reward_edges(curves, name)
-    rise = np.mean([last.mean() - first.mean() for first, last in edges])
-    variances = [part.var(ddof=1) / len(part) if len(part) > 1 else np.inf for edge in edges for part in edge]
-    return float(rise), float(np.sqrt(np.sum(variances)) / len(edges))
-
-
 def _breakdowns(found: Entry) -> list[str]:
     rows = found["breakdowns"]
     stretches = position_stretches(rows)
@@ -302,13 +232,6 @@ def _mean(rows: Sequence[Entry], name: str) -> float:
 
 def _rate(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _by_experiment(curves: Sequence[Entry]) -> dict[str, list[Entry]]:
-    groups: dict[str, list[Entry]] = {}
-    for curve in curves:
-        groups.setdefault(curve["experiment"], []).append(curve)
-    return groups
 
 
 def _conditions(found: Entry) -> str:

@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 
 from r2rec_jax.reporting.cells import table
-from r2rec_jax.reporting.evidence import (
-    evidence_report,
-    ratio_line,
-    result_table,
-    reward_lines,
-    reward_rise,
-    reward_table,
-)
+from r2rec_jax.reporting.evidence import evidence_report, ratio_line, result_table
 from r2rec_jax.reporting.evidence_plots import band, plot_hits, plot_rewards
+from r2rec_jax.reporting.evidence_rewards import reward_lines, reward_rise, reward_table
 from r2rec_jax.reporting.overview import anchor, overview
 
 PLACES = [{"number": n, "users": 5, "hr@1": 0.4, "hr@3": 0.6} for n in range(1, 21)]
@@ -185,6 +179,19 @@ def test_held_out_prompts_have_a_line_and_a_panel(found: dict[str, Any], tmp_pat
     assert three * 4 == four * 3, "panels side by side"
     other = curves[0] | {"experiment": "another length", "steps": [step + 0.5 for step in curves[0]["steps"]]}
     assert plot_rewards(found | {"curves": [curves[0], other]}, tmp_path / "y.png").exists()
+
+
+def test_the_signal_in_the_gradients_is_told_where_it_was_measured(found: dict[str, Any]) -> None:
+    assert "signal" not in reward_lines(found["curves"])
+    gradient = {"signal": 0.02, "signal_error": 0.004, "noise": 0.38, "groups": 8.0, "steps": 40}
+    first = found["curves"][0]
+    (line,) = reward_lines([first | {"gradient": gradient}]).splitlines()
+    assert line.endswith("; signal is 5.0% ± 1.0% of a step's squared gradient norm, with 8.0 groups, and would equal "
+                         "the noise at about 152, at least 109 groups.")
+    both = [first | {"gradient": gradient | {"signal": signal}} for signal in (0.01, -0.01)]
+    (line,) = reward_lines(both).splitlines()
+    assert line.endswith("signal is 0.0% ± 0.7% of a step's squared gradient norm, with 8.0 groups, and would equal "
+                         "the noise at 537 or more groups."), "not told from none"
 
 
 def test_tokens_of_scored_lines_are_no_answers() -> None:

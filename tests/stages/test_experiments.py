@@ -223,6 +223,18 @@ def test_looks_at_held_out_prompts_are_points_of_their_own(tmp_path: Path) -> No
         assert "held_out" not in curve(*steps, *part), "not from the first step to the last on the same prompts"
 
 
+def test_signal_and_noise_of_the_gradients_are_means_of_the_steps_that_know_them(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"stage": "grpo", "step": step, "reward": 0.0} for step in range(1, 5)]
+    rows[0] |= {"grad_signal": 3.0, "grad_noise": 4.0, "grad_groups": 6}
+    rows[2] |= {"grad_signal": -1.0, "grad_noise": 6.0, "grad_groups": 8}
+    config = SimpleNamespace(run_dir=str(tmp_path), grpo=SimpleNamespace(start="sft"))
+    means = {"signal": 1.0, "signal_error": 2.0, "noise": 5.0, "groups": 7.0, "steps": 2}
+    for count, expected in ((4, means), (2, None)):
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
+        (found,) = grpo_curves(cast("Any", SimpleNamespace(config=config, name="x", seed=0)))
+        assert found.get("gradient") == expected
+
+
 def test_a_training_that_another_experiment_took_over_has_one_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathering, "grpo_curves", lambda trial: [
         {"experiment": trial.name, "seed": trial.seed, "steps": [1, 2], "reward": trial.rewards}])

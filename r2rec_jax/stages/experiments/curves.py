@@ -50,7 +50,7 @@ def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
             curve[name] = [round(float(values[part].mean()), 5) for part in parts]
     known = [row for row in rows if "grad_signal" in row]
     if len(known) > 1:
-        signal, noise, groups = np.array([[row[f"grad_{name}"] for row in known] for name in GRADIENT], np.float64).T
+        signal, noise, groups = (np.array([row[f"grad_{name}"] for row in known], np.float64) for name in GRADIENT)
         means = {"signal": signal.mean(), "signal_error": signal.std(ddof=1) / np.sqrt(len(known)),
                  "noise": noise.mean(), "groups": groups.mean()}
         curve["gradient"] = {name: float(f"{value:.4g}") for name, value in means.items()} | {"steps": len(known)}
