@@ -72,6 +72,11 @@ class PretrainConfig:
         check(self.lr > 0, "pretrain.lr", "> 0", self.lr)
 
 
+def _check_looks(stage: str, every: int, keep: str) -> None:
+    check(every >= 0, f"{stage}.eval_every", ">= 0", every)
+    check(keep == "last" or every > 0, f"{stage}.eval_every", f">= 1 for {stage}.keep: best", every)
+
+
 @dataclass(frozen=True)
 class SftConfig:
     """Supervised fine-tuning of the adapter (Eq. 3).
@@ -94,6 +99,13 @@ class SftConfig:
         checkpoint_every: updates between checkpoints.
         steps: stop after this many updates; null runs all epochs. A few examples of many, for a policy that GRPO is to
             train on more queries.
+        eval_every: updates between looks at held-out examples: what the teacher writes for ``eval_prompts`` validation
+            queries, mixed like the training examples. Their loss is logged beside that of training (``eval_loss``)
+            before the first update, after every so many and after the last. 0 never looks. A teacher that costs
+            something writes thoughts for these queries too.
+        eval_prompts: how many validation queries; all of them where the data has fewer.
+        keep: the adapter that the stage hands on: the ``last``, or the ``best``, whose look had the lowest
+            ``eval_loss``.
     """
 
     epochs: int = 10
@@ -110,11 +122,16 @@ class SftConfig:
     log_every: int = 1
     checkpoint_every: int = 50
     steps: int | None = None
+    eval_every: int = 0
+    eval_prompts: int = 32
+    keep: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
         check(self.steps is None or self.steps >= 1, "sft.steps", ">= 1 or null", self.steps)
-        for name in ("epochs", "batch_size", "micro_batch", "max_completion", "log_every", "checkpoint_every"):
+        for name in ("epochs", "batch_size", "micro_batch", "max_completion", "log_every", "checkpoint_every",
+                     "eval_prompts"):
             check(getattr(self, name) >= 1, f"sft.{name}", ">= 1", getattr(self, name))
+        _check_looks("sft", self.eval_every, self.keep)
         check(self.batch_size % self.micro_batch == 0, "sft.batch_size", "a multiple of sft.micro_batch",
                self.batch_size)
         check(self.lr > 0, "sft.lr", "> 0", self.lr)
@@ -231,6 +248,8 @@ class GrpoConfig:
             nothing is trained on them. 0 never looks. A look takes as long as the rollouts of ``eval_prompts`` /
             ``prompts_per_step`` steps, rounded up.
         eval_prompts: how many validation queries; all of them where the data has fewer.
+        keep: the adapter that the stage hands on: the ``last``, or the ``best``, whose look had the highest
+            ``eval_reward``. Before the first step is a look too, so the best may be the adapter that GRPO started from.
     """
 
     epochs: int = 1
@@ -261,6 +280,7 @@ class GrpoConfig:
     checkpoint_every: int = 10
     eval_every: int = 0
     eval_prompts: int = 32
+    keep: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
         check(self.group_size >= 2, "grpo.group_size", ">= 2", self.group_size,
@@ -268,7 +288,7 @@ class GrpoConfig:
         for name in ("epochs", "prompts_per_step", "micro_prompts", "max_new_tokens", "iterations",
                      "checkpoint_every", "eval_prompts"):
             check(getattr(self, name) >= 1, f"grpo.{name}", ">= 1", getattr(self, name))
-        check(self.eval_every >= 0, "grpo.eval_every", ">= 0", self.eval_every)
+        _check_looks("grpo", self.eval_every, self.keep)
         check(self.prompts_per_step % self.micro_prompts == 0, "grpo.prompts_per_step",
                "a multiple of grpo.micro_prompts", self.prompts_per_step)
         check(self.lr > 0, "grpo.lr", "> 0", self.lr)

@@ -56,6 +56,7 @@ class Panel:
 LOSS_PANELS = (
     Panel("pretrain", "Pretraining", "loss (nats per token)", ("loss",), bottom=0),
     Panel("sft", "SFT", "loss (nats per completion token)", ("loss",), bottom=0),
+    Panel("sft", "SFT, held-out examples", "loss (nats per completion token)", ("eval_loss",), bottom=0, smooth=False),
 )
 
 REWARD_PANELS = (

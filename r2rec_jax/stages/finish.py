@@ -55,10 +55,12 @@ def finish(work: Workspace, stages: Sequence[str]) -> dict[str, Any]:
             plot_losses(rows, run.path / "plots" / "loss.png", str(run.path.name))
         if "grpo" in trained:
             plot_rewards(rows, run.path / "plots" / "reward.png", str(run.path.name))
-            if work.config.grpo.eval_every and run.is_done("grpo") and not any(map(is_look, rows)):
-                say("grpo: was trained without grpo.eval_every, so no held-out prompts were asked; a new run folder "
-                    "that does not take it over trains it with them")
         say(f"plots: {run.path / 'plots'}")
+        looked = {row["stage"] for row in rows if is_look(row)}
+        for stage, asked in (("sft", work.config.sft.eval_every), ("grpo", work.config.grpo.eval_every)):
+            if asked and run.is_done(stage) and stage not in looked:
+                say(f"{stage}: was trained without {stage}.eval_every, so nothing held out was looked at; a new run "
+                    "folder that does not take it over trains it so")
     results = done.get("evaluate")
     if results is not None:
         print_table(results["rows"], results["what"])

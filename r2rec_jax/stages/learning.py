@@ -8,7 +8,7 @@ Each leaves ``<run>/<stage>/checkpoints`` to resume from and its product beside 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from r2rec_jax.rewards.steps import Band, resolve_band
 from r2rec_jax.rewards.total import compute
 from r2rec_jax.stages.corpus import pretraining_texts
 from r2rec_jax.stages.rendering import RenderedQuery, count_dropped, render_queries
-from r2rec_jax.stages.thinking import read_examples, shown_thoughts
+from r2rec_jax.stages.thinking import held_out_examples, read_examples, shown_thoughts
 from r2rec_jax.stages.workspace import Workspace
 from r2rec_jax.thoughts.truth import truth_of, truth_share
 from r2rec_jax.tokens.examples import Example, Limits, check_fit, make_example
@@ -104,22 +104,25 @@ def sft_stage(work: Workspace) -> dict[str, Any]:
     limits = Limits(c.prompts.max_tokens, c.sft.max_completion)
     examples = [make_example(tokenizer, e.example_id, e.prompt, e.completion, limits)
                 for e in read_examples(work.run.folder("thoughts") / "sft.jsonl")]
-    check_fit(examples, backbone.config.max_positions, backbone.config.vocab_size, 0,
+    held_out = [make_example(tokenizer, e["example_id"], e["prompt"], e["completion"], limits)
+                for e in on_first(lambda: [asdict(example) for example in held_out_examples(work)])]
+    check_fit([*examples, *held_out], backbone.config.max_positions, backbone.config.vocab_size, 0,
               "prompts.max_tokens or sft.max_completion")
     say(f"sft: {len(examples)} examples, {sum(e.length for e in examples)} tokens, of them "
-        f"{sum(len(e.completion_ids) for e in examples)} trained on; adapter r={c.lora.rank}")
+        f"{sum(len(e.completion_ids) for e in examples)} trained on; adapter r={c.lora.rank}" + (
+            f"; {len(held_out)} held-out examples every {c.sft.eval_every} updates" if held_out else ""))
     trained = train_sft(
-        _frozen(work, backbone), fresh_adapter(work), examples, c.sft, seed=c.train_seed, pad_id=work.pad_id,
-        checkpoints=_checkpoints(work, "sft", backbone, c.lora), metrics=_metrics(work, "sft"))
+        _frozen(work, backbone), fresh_adapter(work), examples, c.sft, seed=c.train_seed, held_out=held_out,
+        pad_id=work.pad_id, checkpoints=_checkpoints(work, "sft", backbone, c.lora), metrics=_metrics(work, "sft"))
     _keep_adapter(work, "sft", trained.params)
     return {"examples": len(examples), "tokens": sum(e.length for e in examples), "steps": trained.steps,
-            "skipped": trained.skipped, "base_sha256": backbone.sha256}
+            "kept": trained.kept, "skipped": trained.skipped, "base_sha256": backbone.sha256}
 
 
 def grpo_stage(work: Workspace) -> dict[str, Any]:
     """Train the adapter by its own rollouts and their rewards (Eq. 4 to 7)."""
     c, backbone, tokenizer = work.config, work.backbone, work.tokenizer
-    queries, held_out = work.prepared.queries["rl"], work.held_out
+    queries, held_out = work.prepared.queries["rl"], work.held_out("grpo")
     if held_out:
         on_first(lambda: bool(shown_thoughts(work, held_out)))  # one process writes what the thoughts stage has not
     rendered = render_queries(work.prepared, [*queries, *held_out], c.prompts, tokenizer,
@@ -140,7 +143,7 @@ def grpo_stage(work: Workspace) -> dict[str, Any]:
         completions_log=JsonLines(work.run.folder("grpo") / "completions.jsonl") if is_first() else None)
     _keep_adapter(work, "grpo", trained.params)
     return {**count_dropped(rendered[:len(queries)]), "band": [band.low, band.high], "steps": trained.steps,
-            "skipped": trained.skipped, "base_sha256": backbone.sha256}
+            "kept": trained.kept, "skipped": trained.skipped, "base_sha256": backbone.sha256}
 
 
 def make_reward(work: Workspace, rendered: Sequence[RenderedQuery], band: Band) -> Any:

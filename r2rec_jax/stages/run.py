@@ -63,12 +63,14 @@ def builds_on(config: TrainConfig, stage: str) -> tuple[str, ...]:
     return _BUILDS_ON[stage]
 
 
-WITHOUT_EFFECT = {"data": DATA_PLACES, "thoughts": ("store",), "thoughts.endpoint": OPERATIONAL,
-                  "grpo": ("eval_every", "eval_prompts")}
+LOOKS = ("eval_every", "eval_prompts")
+WITHOUT_EFFECT = {"data": DATA_PLACES, "thoughts": ("store",), "thoughts.endpoint": OPERATIONAL, "sft": LOOKS,
+                  "grpo": LOOKS}
 """Settings that say where something lies, how it is reached or how often it is looked at, not what it is: they do not
-enter a key."""
+enter a key. See :func:`without_effect`."""
 
-LATER: dict[str, Any] = {"sft.steps": None, "pretrain.adapt": False, "backbone.item_tokens": False,
+LATER: dict[str, Any] = {"sft.steps": None, "sft.keep": "last", "grpo.keep": "last", "pretrain.adapt": False,
+                         "backbone.item_tokens": False,
                          "backbone.matmul_dtype": None, "grpo.uniform_groups": "keep", "rewards.true_weight": 0.0,
                          "pretrain.choices_as": "answer", "prompts.names": "title", "evaluate.answers": 1}
 """Settings that came when run folders were in use already, and the value that does what was done before. With it they
@@ -95,6 +97,12 @@ ANSWERS = ("predictions-*.jsonl", "requests-*.jsonl")
 versions left hosted models' answers and journals there."""
 
 
+def without_effect(section: str, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of a section's settings that have no effect on an outcome: :data:`WITHOUT_EFFECT`, but looks decide where
+    the best of what they saw is kept."""
+    return () if values.get("keep", "last") != "last" else WITHOUT_EFFECT.get(section, ())
+
+
 def read_settings(plain: dict[str, Any], stage: str, texts: str = TEMPLATE_VERSION) -> dict[str, Any]:
     """The settings a stage reads, as {dotted name: value}, without those that have no effect on the outcome.
 
@@ -109,7 +117,7 @@ def read_settings(plain: dict[str, Any], stage: str, texts: str = TEMPLATE_VERSI
         if not isinstance(value, dict):
             flat[section] = value
             continue
-        skip = WITHOUT_EFFECT.get(section, ())
+        skip = without_effect(section, value)
         for name, inner in value.items():
             if f"{section}.{name}" in LATER and inner == LATER[f"{section}.{name}"]:
                 continue

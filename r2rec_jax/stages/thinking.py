@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from r2rec_jax.config import TrainConfig
 from r2rec_jax.data.queries import Query
 from r2rec_jax.files import write_json_lines
 from r2rec_jax.progress import bar, say
@@ -161,18 +162,15 @@ def thoughts_stage(work: Workspace) -> dict[str, Any]:
     """
     prepared, c = work.prepared, work.config
     sft, rl = prepared.queries["sft"], prepared.queries["rl"]
-    unread = (c.prompts.thoughts == "none" and not c.sft.thought_weight
-              and not (c.trains_backbone and c.pretrain.mix.thoughts))
+    unread = _are_unread(c)
     if unread:
         say("thoughts: none are written, since nothing of this run would read them")
-        written: Written = {chain: None for query in sft for chain in distinct_chains(prepared, query, c.prompts)}
-    else:
-        written = write_thoughts(work, sft)
-    shown = shown_thoughts(work, [*sft, *rl, *work.held_out])
+    written = _unwritten(work, sft) if unread else write_thoughts(work, sft)
+    shown = shown_thoughts(work, [*sft, *rl, *work.held_out("sft"), *work.held_out("grpo")])
     tokenizer = _make_tokenizer(work, written, shown)
     with bar("render", len(sft), "prompts") as progress:
         rendered = render_queries(prepared, sft, c.prompts, tokenizer, shown, advance=progress.advance)
-    examples = [*ranking_examples(work, rendered, written), *thought_examples(work, rendered, written)]
+    examples = sft_examples(work, rendered, written)
     write_json_lines(work.run.folder("thoughts") / "sft.jsonl", map(asdict, examples))
     lengths = _lengths(tokenizer, examples)
     count = sum(thought is not None for thought in written.values())
@@ -187,6 +185,33 @@ def thoughts_stage(work: Workspace) -> dict[str, Any]:
         f"{result['shortened_prompts']} prompts lost {result['dropped_chains']} chains to the limit; "
         f"tokens {lengths}")
     return result
+
+
+def held_out_examples(work: Workspace) -> list[TextExample]:
+    """What the SFT examples would be if they were of the validation queries that ``sft.eval_every`` asks for; none
+    unless it does. Their thoughts are written now, where the store has none."""
+    queries = work.held_out("sft")
+    if not queries:
+        return []
+    written = _unwritten(work, queries) if _are_unread(work.config) else write_thoughts(work, queries)
+    rendered = render_queries(work.prepared, queries, work.config.prompts, work.tokenizer,
+                              shown_thoughts(work, queries))
+    return sft_examples(work, rendered, written)
+
+
+def _are_unread(config: TrainConfig) -> bool:
+    """Whether no prompt, example or text of the run has a thought in it."""
+    return (config.prompts.thoughts == "none" and not config.sft.thought_weight
+            and not (config.trains_backbone and config.pretrain.mix.thoughts))
+
+
+def _unwritten(work: Workspace, queries: Sequence[Query]) -> Written:
+    return {chain: None for query in queries for chain in distinct_chains(work.prepared, query, work.config.prompts)}
+
+
+def sft_examples(work: Workspace, rendered: Sequence[RenderedQuery], written: Written) -> list[TextExample]:
+    """All examples of these queries, rankings and thoughts."""
+    return [*ranking_examples(work, rendered, written), *thought_examples(work, rendered, written)]
 
 
 def _costs(work: Workspace) -> dict[str, Any]:

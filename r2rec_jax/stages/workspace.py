@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from r2rec_jax.config import TrainConfig
 from r2rec_jax.progress import say
@@ -104,17 +104,16 @@ class Workspace:
         recorded = self.run.result("prepare")
         return Prepared.load(self.run.folder("prepare"), config=self.config, recorded=recorded)
 
-    @property
-    def held_out(self) -> list[Query]:
-        """The validation queries whose rewards GRPO's curves show beside those of its own prompts; none unless asked
-        for.
+    def held_out(self, stage: Literal["sft", "grpo"]) -> list[Query]:
+        """The validation queries that a stage looks at beside what it is trained on; none unless asked for.
 
         Raises:
             ValueError: the data has none.
         """
-        config, queries = self.config.grpo, self.prepared.queries["validation"]
+        config = self.config.sft if stage == "sft" else self.config.grpo
+        queries = self.prepared.queries["validation"]
         if config.eval_every and not queries:
-            raise ValueError("grpo.eval_every needs validation queries; the data has none; raise "
+            raise ValueError(f"{stage}.eval_every needs validation queries; the data has none; raise "
                              "data.validation_users, or set it to 0")
         return list(queries[:config.eval_prompts]) if config.eval_every else []
 

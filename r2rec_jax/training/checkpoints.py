@@ -72,8 +72,7 @@ class Checkpoints(TreeCheckpoints):
             OSError: in one line, when it could not be written; the checkpoint before it is untouched.
         """
         counts = {name: int(getattr(state, name)) for name in ("step", "skipped", "skipped_in_a_row")}
-        self.save_trees(step, {"params": state.params, "optimizer": state.opt_state},
-                        {"loader": _encode(loader_state), "counts": counts})
+        self.save_trees(step, _trees(state), {"loader": _encode(loader_state), "counts": counts})
 
     def restore(self, template: TrainState) -> Restored | None:
         """The newest checkpoint that can be read; None when the folder holds none.
@@ -85,12 +84,18 @@ class Checkpoints(TreeCheckpoints):
             ValueError: when it belongs to another base, adapter or configuration, naming which; or when there are
                 checkpoints and none can be read.
         """
-        stored = self.restore_trees({"params": template.params, "optimizer": template.opt_state})
+        stored = self.restore_trees(_trees(template))
         if stored is None:
             return None
         counts = {name: jnp.asarray(value, jnp.int32) for name, value in stored.meta["counts"].items()}
-        state = TrainState(stored.trees["params"], stored.trees["optimizer"], **counts)
+        state = TrainState(stored.trees["params"], stored.trees["optimizer"], **counts, best=stored.trees.get("best"))
         return Restored(stored.step, state, _decode(stored.meta["loader"]))
+
+
+def _trees(state: TrainState) -> dict[str, Any]:
+    """What of a state is stored as trees."""
+    best = {} if state.best is None else {"best": state.best}
+    return {"params": state.params, "optimizer": state.opt_state, **best}
 
 
 def _encode(loader_state: Any) -> dict[str, Any]:

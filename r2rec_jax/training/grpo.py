@@ -113,7 +113,7 @@ def train_grpo(
         completions_log: gets the first group of each step: prompt, texts and rewards.
 
     Returns:
-        The trained adapter and counts.
+        The trained adapter, or the one whose look had the highest ``eval_reward`` (``config.keep``), and counts.
 
     Raises:
         ValueError: no prompts.
@@ -127,8 +127,13 @@ def train_grpo(
     reference = place(copy_lora(lora) if config.reference == "sft" else zeros_like_lora(lora), model.mesh)
     longest = max(len(example.prompt_ids) for example in prompts)
     whole = config.beta > 0 and config.uniform_groups == "keep"
-    session = Session("grpo", place(init_state(lora, optimizer), model.mesh), loader, total, checkpoints=checkpoints,
-                      metrics=metrics, log=completions_log, checkpoint_every=config.checkpoint_every, shown=SHOWN)
+    state = place(init_state(lora, optimizer, keep_best=config.keep == "best"), model.mesh)
+    session = Session("grpo", state, loader, total, checkpoints=checkpoints, metrics=metrics, log=completions_log,
+                      checkpoint_every=config.checkpoint_every, shown=SHOWN)
+    session.watch(
+        config.eval_every if held_out else 0,
+        lambda: held_out_metrics(session.state.params, model, held_out, config, environment, seed, session.report),
+        lambda values: values["eval_reward"])
     with session:
         score = make_scoring(model, config.temperature, session.report)
         updates = Updates(make_grpo_loss(model, config), SUMS, optimizer, session.report, mesh=model.mesh,
@@ -138,12 +143,6 @@ def train_grpo(
             passes = make_passes(chosen, rollout, config, longest, environment.pad_id, model.row_shards, kept)
             return [with_scores(group, score, session.state.params, reference, model.base, config) for group in passes]
 
-        def look(step: int) -> None:
-            if config.eval_every and held_out and (step % config.eval_every == 0 or step == total):
-                session.look(lambda: held_out_metrics(session.state.params, model, held_out, config, environment, seed,
-                                                      session.report))
-
-        look(session.start)
         for step in session.steps():
             chosen = next(loader)
             ids = [example.example_id for example in chosen]
@@ -169,7 +168,6 @@ def train_grpo(
                 completions_log.append({"step": step, "example_id": ids[0], "completions": texts[: config.group_size],
                                         "rewards": {name: x[0] for name, x in rewards.items()}})
             session.finish(step, state, values, ids)
-            look(step)
     return session.trained()
 
 

@@ -6,12 +6,16 @@ there is nothing to save. What cuts a step in two all the same (a second Ctrl-C)
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
 
 from r2rec_jax import progress, stopping
 from r2rec_jax.checkpoints import is_alive, let_go
@@ -20,7 +24,7 @@ from r2rec_jax.tokens.loader import Loader
 from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.shared import SharedCheckpoints
-from r2rec_jax.training.state import TrainState, check_progress
+from r2rec_jax.training.state import Best, TrainState, check_progress, copied
 
 
 class RewardError(RuntimeError):
@@ -35,11 +39,13 @@ class Trained:
         params: the trained tree, owned by the caller.
         steps: steps done, those of earlier runs included.
         skipped: updates skipped as not finite.
+        kept: after how many steps the tree was what it is.
     """
 
     params: Any
     steps: int
     skipped: int
+    kept: int
 
 
 def steps_of(stage: str, available: int, asked: int | None) -> int:
@@ -93,6 +99,9 @@ class Session:
         self._mark = 0.0
         self._saving = False
         self._around = ExitStack()
+        self._look_every = 0
+        self._measure: Callable[[], Mapping[str, Any]] = dict
+        self._score: Callable[[Mapping[str, Any]], float] = lambda values: -math.inf
 
     def __enter__(self) -> Session:
         if self._metrics is not None:
@@ -128,14 +137,32 @@ class Session:
         self.compile_s += seconds
         self._bar.compiled(what, seconds)
 
-    def look(self, measure: Callable[[], Mapping[str, Any]]) -> None:
-        """Log what is measured between two steps, in a row of its own (:data:`~r2rec_jax.training.metrics.LOOK`). A run
-        that goes on from here measures it again."""
-        values = measure()
+    def watch(self, every: int, measure: Callable[[], Mapping[str, Any]],
+              score: Callable[[Mapping[str, Any]], float]) -> None:
+        """Measure something on held-out data before the first step, after every so many and after the last, and log it
+        in a row of its own (:data:`~r2rec_jax.training.metrics.LOOK`). A run that goes on from such a place measures it
+        again.
+
+        Args:
+            every: steps between two looks; 0 never looks.
+            measure: of the state as it stands (:attr:`state`).
+            score: of what was measured, the more the better, for a state that keeps its best tree.
+        """
+        self._look_every, self._measure, self._score = every, measure, score
+
+    def _look(self) -> None:
+        state, loader_state, step = self._latest
+        if not self._look_every or (step % self._look_every and step != self.total):
+            return
+        values = self._measure()
         now = time.monotonic()
         seconds, self._mark = now - self._mark, now
         if self._metrics is not None:
-            self._metrics.write(self._latest[2], values, seconds)
+            self._metrics.write(step, values, seconds)
+        if state.best is not None and self._score(values) > float(state.best.score):
+            best = Best(copied(state.params), jnp.full_like(state.best.score, self._score(values)),
+                        jnp.full_like(state.best.step, step))
+            self._latest = (state.replace(best=best), loader_state, step)
 
     def steps(self) -> Iterator[int]:
         """Numbers of the steps that are left, from 1.
@@ -143,12 +170,13 @@ class Session:
         Raises:
             Interrupted: between two steps, when the run was asked to stop.
         """
+        self._look()
         for step in range(self.start + 1, self.total + 1):
             check_stop()
             yield step
 
     def finish(self, step: int, state: TrainState, values: Mapping[str, Any], example_ids: Sequence[str]) -> None:
-        """Log a step that is done, and save it where a checkpoint is due.
+        """Log a step that is done, save it where a checkpoint is due, and look at held-out data where that is.
 
         Args:
             step: its number.
@@ -171,11 +199,16 @@ class Session:
         self._bar.advance(1, **{name: values[name] for name in self._shown if name in values})
         if last or (step % self._checkpoint_every == 0 and not values["skipped_in_a_row"]):
             self._save()
+        self._look()
 
     def trained(self) -> Trained:
-        """The result, once the loop has ended."""
+        """The result, once the loop has ended: the last tree, or the best where that is kept and any was judged."""
         state, _, step = self._latest
-        return Trained(state.params, step, int(state.skipped))
+        if state.best is None or not np.isfinite(state.best.score):
+            return Trained(state.params, step, int(state.skipped), step)
+        kept = int(state.best.step)
+        progress.say(f"{self.stage}: the best look at held-out data was after step {kept} of {step}; that is kept")
+        return Trained(state.best.params, step, int(state.skipped), kept)
 
     def _save(self) -> None:
         if self._checkpoints is None:

@@ -27,6 +27,21 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 @flax.struct.dataclass
+class Best:
+    """The best of the trees that held-out data have judged.
+
+    Attributes:
+        params: the tree.
+        score: what it got, the more the better; minus infinity before the first was judged.
+        step: after which step that was.
+    """
+
+    params: Any
+    score: Float[Array, ""]
+    step: Int[Array, ""]
+
+
+@flax.struct.dataclass
 class TrainState:
     """Everything an update changes; donated to it whole.
 
@@ -36,6 +51,7 @@ class TrainState:
         step: updates done, skipped ones included.
         skipped: updates skipped because their loss or gradient was not finite.
         skipped_in_a_row: how many of the latest updates were skipped.
+        best: of the trees that were judged so far, where the best is to be kept; no update changes it.
     """
 
     params: Any
@@ -43,6 +59,7 @@ class TrainState:
     step: Int[Array, ""]
     skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
+    best: Best | None = None
 
 
 def make_schedule(lr: float, schedule: Schedule, warmup: float, total: int, final: float = 0.0) -> optax.Schedule:
@@ -98,11 +115,23 @@ def make_optimizer(
     )
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """A state at update 0. It owns a copy of ``params``: the caller's tree survives the donation."""
-    params = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
+def init_state(params: Any, optimizer: optax.GradientTransformation, *, keep_best: bool = False) -> TrainState:
+    """A state at update 0. It owns a copy of ``params``: the caller's tree survives the donation.
+
+    Args:
+        params: the tree to train.
+        optimizer: made by :func:`make_optimizer`.
+        keep_best: have a place for the best tree.
+    """
+    params = copied(params)
     zero = [jnp.zeros((), jnp.int32) for _ in range(3)]
-    return TrainState(params, optimizer.init(params), *zero)
+    best = Best(copied(params), jnp.float32(-jnp.inf), jnp.int32(0)) if keep_best else None
+    return TrainState(params, optimizer.init(params), *zero, best=best)
+
+
+def copied(tree: Any) -> Any:
+    """A tree of arrays of its own, each where it was."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
 def apply_or_skip(
@@ -128,7 +157,7 @@ def apply_or_skip(
         return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
     bad = 1 - good.astype(jnp.int32)
-    after = TrainState(
+    after = state.replace(
         params=keep(params, state.params), opt_state=keep(opt_state, state.opt_state), step=state.step + 1,
         skipped=state.skipped + bad, skipped_in_a_row=(state.skipped_in_a_row + 1) * bad)
     return after, {"grad_norm": norm, "skipped": after.skipped, "skipped_in_a_row": after.skipped_in_a_row}

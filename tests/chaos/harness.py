@@ -30,7 +30,7 @@ from tests.synthetic import SMALL
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "ci.yaml"
 STEPS = ["--sft.epochs=6", "--sft.checkpoint_every=2", "--grpo.epochs=8", "--grpo.checkpoint_every=1",
-         "--grpo.eval_every=5"]
+         "--sft.eval_every=3", "--sft.keep=best", "--grpo.eval_every=5", "--grpo.keep=best"]
 STAGES = {"sft": ("sft",), "grpo": ("grpo", "export")}
 """What each trial runs and is killed in."""
 

@@ -126,7 +126,7 @@ def rewards(tmp_path, monkeypatch) -> ModuleType:
 def test_a_reward_that_raises_loses_no_step(harness, rewards, capsys):
     """It names the completion, in one line; with the function mended the run goes on at that very step."""
     argv = [*harness.arguments(), "--stages=grpo", "--rewards.functions", '[{"function": "odd_rewards:length"}]',
-            "--grpo.checkpoint_every=10", "--grpo.eval_every=0"]
+            "--grpo.checkpoint_every=10", "--grpo.eval_every=0", "--grpo.keep=last"]
     harness.begin("grpo")
     assert train(argv) == 0
     rows, adapter = metric_rows(harness.run, "grpo"), harness.run / "grpo" / "adapter" / "adapter_model.safetensors"

@@ -120,7 +120,7 @@ def test_where_data_lie_and_what_a_note_says_is_not_what_was_asked(tmp_path: Pat
     for task in tasks():
         write_json(task.folder / "done.json", {"key": task.key, "left": [], "seconds": 1})
     moved = tasks(**{"data.path": str(tmp_path / "elsewhere"), "data.threads": 3, "note": "Told anew.",
-                     "grpo.eval_every": 7, "grpo.eval_prompts": 5})
+                     "grpo.eval_every": 7, "grpo.eval_prompts": 5, "sft.eval_every": 9})
     assert all(task.outcome() for task in moved)
     assert not any(task.outcome() for task in tasks(**{"data.candidates": 10}))
 

@@ -1,4 +1,4 @@
-"""Which queries GRPO's curves show beside its own prompts."""
+"""Which queries SFT and GRPO look at beside those they are trained on, and what the looks decide."""
 
 from __future__ import annotations
 
@@ -7,28 +7,51 @@ from typing import Any, cast
 
 import pytest
 
-from r2rec_jax.config import GrpoConfig
+from r2rec_jax.config import GrpoConfig, SftConfig, TrainConfig
+from r2rec_jax.stages.run import stage_key
 from r2rec_jax.stages.workspace import Workspace
 
+STAGES = pytest.mark.parametrize(("stage", "section"), [("sft", SftConfig), ("grpo", GrpoConfig)])
 
-def held_out(config: GrpoConfig, validation: list[str]) -> list[Any]:
-    work = Workspace(cast("Any", SimpleNamespace(config=SimpleNamespace(grpo=config))))
+
+def held_out(config: SftConfig | GrpoConfig, validation: list[str]) -> list[Any]:
+    stage = "sft" if isinstance(config, SftConfig) else "grpo"
+    work = Workspace(cast("Any", SimpleNamespace(config=SimpleNamespace(**{stage: config}))))
     work.prepared = cast("Any", SimpleNamespace(queries={"validation": validation, "rl": ["r"], "test": ["t"]}))
-    return work.held_out
+    return work.held_out(stage)
 
 
-def test_they_are_the_first_validation_queries() -> None:
-    assert held_out(GrpoConfig(eval_every=5, eval_prompts=2), ["a", "b", "c"]) == ["a", "b"]
-    assert held_out(GrpoConfig(eval_every=5), ["a", "b", "c"]) == ["a", "b", "c"], "as many as there are"
-    assert held_out(GrpoConfig(), ["a"]) == [] == held_out(GrpoConfig(), [])
+@STAGES
+def test_they_are_the_first_validation_queries(stage: str, section: Any) -> None:
+    assert held_out(section(eval_every=5, eval_prompts=2), ["a", "b", "c"]) == ["a", "b"]
+    assert held_out(section(eval_every=5), ["a", "b", "c"]) == ["a", "b", "c"], "as many as there are"
+    assert held_out(section(), ["a"]) == [] == held_out(section(), [])
 
 
-def test_data_without_any_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^grpo\.eval_every needs validation queries; the data has none; raise"):
-        held_out(GrpoConfig(eval_every=1), [])
+@STAGES
+def test_data_without_any_is_refused(stage: str, section: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{stage}\.eval_every needs validation queries; the data has none; raise"):
+        held_out(section(eval_every=1), [])
 
 
+@STAGES
 @pytest.mark.parametrize(("name", "value"), [("eval_every", -1), ("eval_prompts", 0)])
-def test_numbers_that_mean_nothing_are_refused(name: str, value: int) -> None:
-    with pytest.raises(ValueError, match=rf"grpo\.{name} must be >= {value + 1}; got {value}"):
-        GrpoConfig(**{name: value})
+def test_numbers_that_mean_nothing_are_refused(stage: str, section: Any, name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=rf"{stage}\.{name} must be >= {value + 1}; got {value}"):
+        section(**{name: value})
+
+
+@STAGES
+def test_the_best_look_needs_looks(stage: str, section: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{stage}\.eval_every must be >= 1 for {stage}\.keep: best; got 0"):
+        section(keep="best")
+
+
+@STAGES
+def test_looks_are_of_no_outcome_unless_they_decide_what_is_kept(stage: str, section: Any) -> None:
+    def key(**settings: Any) -> str:
+        return stage_key(TrainConfig(run_dir="x", **{stage: section(**settings)}), stage)
+
+    assert key() == key(eval_every=3) == key(eval_every=4, eval_prompts=7, keep="last")
+    best = {"keep": "best", "eval_every": 3}
+    assert len({key(), key(**best), key(**best, eval_prompts=7), key(keep="best", eval_every=4)}) == 4

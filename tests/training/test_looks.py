@@ -76,6 +76,39 @@ def test_what_ends_a_look_costs_the_look_alone(tiny, prompts, make_examples, tmp
     assert trees_equal(whole[0].params, parts[0].params)
 
 
+@pytest.mark.parametrize(("earned", "kept"), [((1, 5, 3, 2), 2), ((1, 1, 1, 1), 0), ((1, 2, 3, 4), 6)])
+def test_the_adapter_of_the_best_look_is_kept(tiny, prompts, make_examples, tmp_path, checkpoints, monkeypatch,
+                                              trees_equal, without_seconds, earned, kept):
+    """Of looks at 0, 2, 4 and 6, the first of equal ones; a run that was cut off goes on with the best so far."""
+    held_out = [dataclasses.replace(example, example_id="held out") for example in make_examples(2, seed=11)]
+    config = dataclasses.replace(CONFIG, eval_every=2, keep="best")
+    looks = []
+
+    def scripted(texts, example_ids):
+        if example_ids[0] != "held out":
+            return reward(texts, example_ids)
+        looks.append(earned[len(looks)])
+        return {"total": np.full(len(texts), float(looks[-1]))}
+
+    environment = Environment(fake_generate, text_of, scripted)
+    whole, _, (rows, _) = run(tiny, prompts, tmp_path, checkpoints, "whole", config, environment, held_out)
+    assert [row["eval_reward"] for row in rows if "eval_reward" in row] == list(earned)
+    assert (whole.steps, whole.kept) == (6, kept)
+    last = run(tiny, prompts, tmp_path, checkpoints, "last", dataclasses.replace(config, keep="last", eval_every=0))
+    same = tiny[1] if kept == 0 else run(tiny, prompts, tmp_path, checkpoints, "same",
+                                         dataclasses.replace(CONFIG, steps=kept))[0].params
+    assert last[0].kept == 6 and trees_equal(whole.params, same)
+    assert trees_equal(whole.params, last[0].params) == (kept == 6)
+
+    looks.clear()
+    with stopped_after(monkeypatch, 4):
+        run(tiny, prompts, tmp_path, checkpoints, "parts", config, environment, held_out)
+    del looks[2:]  # what was seen after step 4 is lost: the checkpoint is of step 3
+    parts, _, (again, _) = run(tiny, prompts, tmp_path, checkpoints, "parts", config, environment, held_out)
+    assert parts.kept == kept and trees_equal(whole.params, parts.params)
+    assert without_seconds(rows) == without_seconds(again)
+
+
 def test_held_out_rewards_are_means_over_their_own_completions(tiny, prompts):
     """By hand, of one full call and one that has a prompt too few."""
     model, lora = tiny

@@ -158,15 +158,42 @@ def test_a_second_update_of_the_same_shape_compiles_nothing(tiny, make_examples)
     assert counts[0] >= 3 and counts[1:] == [0, 0]
 
 
-def run(tiny, examples, tmp_path, checkpoints, name, config=CONFIG):
+def run(tiny, examples, tmp_path, checkpoints, name, config=CONFIG, held_out=()):
     model, lora = tiny
     own = checkpoints("sft", name)
-    trained = train_sft(model, lora, examples, config, seed=1, checkpoints=own,
+    trained = train_sft(model, lora, examples, config, seed=1, held_out=held_out, checkpoints=own,
                         metrics=MetricsWriter(tmp_path / name, "sft", tensorboard=False))
     state = own.restore(init_state(lora, make_optimizer(1e-2, "linear", 0, 6, 0, 1.0)))
     own.close()
     rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
     return trained, state, rows
+
+
+def test_held_out_examples_have_their_own_loss_and_change_nothing(tiny, make_examples, tmp_path, checkpoints,
+                                                                  trees_equal, without_seconds):
+    """The mean over their tokens, by hand in rows of their own; the best look's adapter is kept if that is asked for."""
+    examples, held_out = make_examples(8, seed=8), make_examples(5, seed=9)
+    config = dataclasses.replace(CONFIG, epochs=6, lr=0.05, schedule="constant")
+    plain, _, rows = run(tiny, examples, tmp_path, checkpoints, "plain", config)
+    whole, _, looked = run(tiny, examples, tmp_path, checkpoints, "whole", dataclasses.replace(config, eval_every=5),
+                           held_out)
+    assert trees_equal(plain.params, whole.params) and plain.kept == whole.kept == 12
+    looks = [row for row in looked if "eval_loss" in row]
+    assert [row["step"] for row in looks] == [0, 5, 10, 12] and all(row["eval_prompts"] == 5 for row in looks)
+    assert without_seconds([row for row in looked if "loss" in row]) == without_seconds(rows)
+    model, lora = tiny
+    for params, row in ((lora, looks[0]), (whole.params, looks[-1])):
+        loss, sums = make_sft_loss(model)(params, model.base, *sft_passes([pad(held_out, 24, 10)])[0])
+        assert row["eval_loss"] == pytest.approx(float(loss), rel=1e-5)
+        assert row["eval_entropy"] == pytest.approx(float(sums["entropy_sum"] / sums["tokens"]), rel=1e-5)
+
+    best = run(tiny, examples, tmp_path, checkpoints, "best", dataclasses.replace(config, eval_every=1, keep="best"),
+               held_out)
+    losses = [row["eval_loss"] for row in best[2] if "eval_loss" in row]
+    assert best[0].kept == np.argmin(losses) < 12 and best[0].steps == 12, "random tokens: what is learned is by heart"
+    there = dataclasses.replace(config, steps=max(1, best[0].kept))
+    same = run(tiny, examples, tmp_path, checkpoints, "same", there)[0].params if best[0].kept else lora
+    assert trees_equal(best[0].params, same)
 
 
 def stop_at(monkeypatch, step, error=KeyboardInterrupt):

@@ -25,7 +25,7 @@ from r2rec_jax.prompts.templates import TEMPLATE_VERSION
 from r2rec_jax.reasons import one_line
 from r2rec_jax.stages.baselines import BaselineConfig
 from r2rec_jax.stages.cli import BadInput, add_train_config, from_plain, make_parser, parse_train_config
-from r2rec_jax.stages.run import FIRST_TEXTS, WITHOUT_EFFECT, builds_on, config_from_plain
+from r2rec_jax.stages.run import FIRST_TEXTS, builds_on, config_from_plain, without_effect
 
 COUNTS = ("eval_users", "validation_users", "sft_queries", "rl_queries")
 """Settings of the data that say how many are asked, and not what."""
@@ -101,14 +101,13 @@ class Task:
 
 
 def _without_effect_left_out(order: Mapping[str, Any]) -> dict[str, Any]:
-    """What a process is told, without a configuration's note, where its data lie and how often GRPO looks at held-out
-    prompts."""
+    """What a process is told, without a configuration's note and what else has no effect on what comes of it."""
     def outcome(section: Mapping[str, Any], name: str) -> dict[str, Any]:
-        return {field: value for field, value in section.items() if field not in WITHOUT_EFFECT[name]}
+        return {field: value for field, value in section.items() if field not in without_effect(name, section)}
 
     if "config" not in order:
         return {**order, "data": outcome(order["data"], "data")}
-    config = {**order["config"], **{name: outcome(order["config"][name], name) for name in ("data", "grpo")}}
+    config = {**order["config"], **{name: outcome(order["config"][name], name) for name in ("data", "sft", "grpo")}}
     return {**order, "config": {name: value for name, value in config.items() if name != "note"}}
 
 
