@@ -43,6 +43,13 @@ def test_the_8b_model_by_hand() -> None:
     assert part(found, "grpo: rollout", "kv cache") == 2 * 2 * 32 * 8 * 128 * (8 * 2048 + 64 * 512)
 
 
+def test_the_best_adapter_is_a_tree_more() -> None:
+    best = replace(BIG, sft=replace(BIG.sft, keep="best", eval_every=1), grpo=GrpoConfig(keep="best", eval_every=1))
+    found, more = plan(BIG), plan(best)
+    for phase in ("sft", "grpo: update", "grpo: rollout"):
+        assert part(more, phase, "adapter") - part(found, phase, "adapter") == 4 * found.trained, phase
+
+
 def test_int8_halves_the_linears_and_a_mesh_divides_everything() -> None:
     full, small = plan(BIG), plan(replace(BIG, backbone=replace(BIG.backbone, quantize="int8")))
     linears = 32 * 4096 * (4096 * 2 + 1024 * 2 + 14336 * 3)

@@ -171,7 +171,7 @@ def run(tiny, examples, tmp_path, checkpoints, name, config=CONFIG, held_out=())
 
 def test_held_out_examples_have_their_own_loss_and_change_nothing(tiny, make_examples, tmp_path, checkpoints,
                                                                   trees_equal, without_seconds):
-    """The mean over their tokens, by hand in rows of their own; the best look's adapter is kept if that is asked for."""
+    """The mean over their tokens, by hand in rows of their own; the best look's adapter is kept if asked for."""
     examples, held_out = make_examples(8, seed=8), make_examples(5, seed=9)
     config = dataclasses.replace(CONFIG, epochs=6, lr=0.05, schedule="constant")
     plain, _, rows = run(tiny, examples, tmp_path, checkpoints, "plain", config)

@@ -97,7 +97,8 @@ def held(shapes: Shapes, adapters: int) -> dict[str, int]:
 
     Args:
         shapes: of the model.
-        adapters: LoRA trees alive: the zero one, the one training started from, the trained one, and GRPO's reference.
+        adapters: LoRA trees alive: the zero one, the one training started from, the trained one, GRPO's reference, and
+            the best one where it is kept.
     """
     lora = device_bytes(shapes.lora, shapes.sizes)
     return {"weights": device_bytes(shapes.base, shapes.sizes), "adapter": adapters * lora, "optimiser": 2 * lora,

@@ -191,7 +191,7 @@ def _training(shapes: formula.Shapes, config: TrainConfig, stage: str, row: Any,
     if stage == "pretrain":
         kept, shapes = formula.held_whole(shapes), formula.widened(shapes)
     else:
-        kept = formula.held(shapes, 4 if stage == "grpo" else 3)
+        kept = formula.held(shapes, _adapters(config, stage))
     held = _host(shapes) | kept
     name = f"{stage}: update, {rows} x {row.length} tokens a device"
     if shapes.on_cpu and all(size == 1 for size in shapes.sizes.values()):
@@ -201,11 +201,17 @@ def _training(shapes: formula.Shapes, config: TrainConfig, stage: str, row: Any,
     return Phase(name, "formula", held | formula.training_temporaries(shapes, row, rows, remat))
 
 
+def _adapters(config: TrainConfig, stage: str) -> int:
+    """LoRA trees alive in SFT or GRPO; see :func:`~r2rec_jax.stages.memory.formula.held`."""
+    grpo = stage == "grpo"
+    return 3 + grpo + ((config.grpo.keep if grpo else config.sft.keep) == "best")
+
+
 def _rollout(shapes: formula.Shapes, config: TrainConfig, name: str, prompts: int, group: int, lengths: Lengths
              ) -> Phase:
     """A rollout: GRPO's, beside the optimiser's state, or the evaluation's."""
     learning = name.startswith("grpo")
-    held = _host(shapes) | formula.held(shapes, 4 if learning else 3) | {"gradients": 0}
+    held = _host(shapes) | formula.held(shapes, _adapters(config, "grpo") if learning else 3) | {"gradients": 0}
     if not learning:
         held |= {"optimiser": 0}
     parts = formula.rollout_parts(shapes, config, prompts, group, lengths.prompt, lengths.completion)
