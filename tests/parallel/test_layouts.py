@@ -127,7 +127,8 @@ def test_two_processes_lose_one_go_on_and_give_the_table_of_one(tmp_path: Path) 
     def command(folder: Path, *flags: str) -> list[str]:
         return [sys.executable, "-m", "r2rec_jax.train", "--config", str(REPOSITORY / "configs" / "ci.yaml"),
                 "--data.path", str(data), "--run_dir", str(folder), "--stages",
-                "prepare,thoughts,pretrain,sft,grpo,evaluate", *SMALL, *flags]
+                "prepare,thoughts,pretrain,sft,grpo,evaluate", "--sft.keep", "best", "--grpo.keep", "best", *SMALL,
+                *flags]
 
     started = processes(2, lambda i, flags: command(run, *flags))
     deadline = time.monotonic() + 300
@@ -148,10 +149,12 @@ def test_two_processes_lose_one_go_on_and_give_the_table_of_one(tmp_path: Path) 
     assert "going on after step" in texts[0] and "SFT" not in texts[1]
     assert rows_of(run) == rows_of(alone)
     for ours, wanted in zip(metrics_of(run), metrics_of(alone), strict=True):
+        near = {name: value for name, value in wanted.items() if name in ("loss", "eval_loss", "eval_entropy")}
         same = [name for name in wanted if name in ("stage", "step", "examples") or name.startswith("eval_")]
-        assert [ours[name] for name in same] == [wanted[name] for name in same]
-        assert ours.get("loss") == pytest.approx(wanted.get("loss"), abs=1e-5)
+        assert [ours[name] for name in same if name not in near] == [wanted[name] for name in same if name not in near]
+        assert {name: ours[name] for name in near} == pytest.approx(near, abs=1e-5)
     assert [row["step"] for row in metrics_of(run) if "eval_hit" in row] == [0, 1, 2]
+    assert sum("eval_loss" in row for row in metrics_of(run)) > 2
     for file in (alone / "evaluate").glob("predictions-*"):
         outputs = [[json.loads(line)["output"] for line in (folder / "evaluate" / file.name).read_text().splitlines()]
                    for folder in (run, alone)]

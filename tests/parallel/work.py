@@ -39,16 +39,19 @@ LAYOUTS = ((8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8))
 STEPS = 20
 CONFIG = LlamaConfig(vocab_size=64, hidden_size=32, ffn=64, layers=2, heads=8, kv_heads=2, head_dim=8, rms_eps=1e-5,
                      rope_theta=1e4, rope_scaling=None, tied=False, max_positions=512)
-SFT = SftConfig(epochs=4, batch_size=8, micro_batch=1, lr=1e-3, thought_weight=0, buckets=(32,))
+SFT = SftConfig(epochs=4, batch_size=8, micro_batch=1, lr=1e-3, thought_weight=0, buckets=(32,), eval_every=6,
+                keep="best")
 GRPO = GrpoConfig(epochs=10, group_size=4, prompts_per_step=8, micro_prompts=1, lr=1e-3, temperature=1.0, top_p=1.0,
                   max_new_tokens=8, beta=0.04, steps=STEPS)
 
 
 @dataclass
 class Numbers:
-    """Losses [steps] and gradients [steps, parameters] of both loops, greedy tokens, weights with two tokens more."""
+    """Losses [steps] and gradients [steps, parameters] of both loops, held-out losses [looks] and the adapter of the
+    best, greedy tokens, weights with two tokens more."""
 
     sft_loss: np.ndarray
+    sft_looks: np.ndarray
     sft_grads: np.ndarray
     grpo_loss: np.ndarray
     grpo_grads: np.ndarray
@@ -62,9 +65,10 @@ class Log:
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+        self.looks: list[float] = []
 
     def write(self, step: int, values: Any, seconds: float) -> None:
-        self.losses.append(values["loss"])
+        (self.looks if "eval_loss" in values else self.losses).append(values.get("eval_loss", values.get("loss")))
 
     def resume(self, step: int) -> None: ...
     def sync(self) -> None: ...
@@ -123,7 +127,9 @@ def run(parallel: ParallelConfig | None) -> Numbers:
 
     with patch.object(Updates, "run", spy):
         sft_log, grpo_log = Log(), Log()
-        trained = train_sft(model, lora, examples(40), SFT, seed=1, metrics=sft_log)
+        shown = examples(46)
+        trained = train_sft(model, lora, shown[:40], SFT, seed=1, held_out=shown[40:], metrics=sft_log)
+        assert len(sft_log.looks) == 5 and trained.kept == (0, 6, 12, 18, 20)[int(np.argmin(sft_log.looks))]
         sft_grads, gradients[:] = np.stack(gradients), []
         train_grpo(model, lora, examples(16), GRPO, Environment(generate, lambda ids: " ".join(map(str, ids)), reward),
                    seed=1, metrics=grpo_log)
@@ -133,8 +139,8 @@ def run(parallel: ParallelConfig | None) -> Numbers:
     drawn = decoder.generate(place(lora, mesh), model.base, prompts, group=2, max_new_tokens=16, temperature=0.0,
                              top_p=1.0, key=jax.random.key(0))
     grown = with_vocabulary(Backbone(graphdef, model.base, CONFIG, {}, "drawn", "", lora), {64: [3, 4], 65: [5]}, mesh)
-    return Numbers(np.array(sft_log.losses), sft_grads, np.array(grpo_log.losses), np.stack(gradients),
-                   flat(trained.params), drawn.tokens, flat(grown.base))
+    return Numbers(np.array(sft_log.losses), np.array(sft_log.looks), sft_grads, np.array(grpo_log.losses),
+                   np.stack(gradients), flat(trained.params), drawn.tokens, flat(grown.base))
 
 
 def apart(a: Numbers, b: Numbers) -> dict[str, float]:
