@@ -105,7 +105,7 @@ class SftConfig:
             something writes thoughts for these queries too.
         eval_prompts: how many validation queries; all of them where the data has fewer.
         keep: the adapter that the stage hands on: the ``last``, or the ``best``, whose look had the lowest
-            ``eval_loss``.
+            ``eval_loss`` (before the first update is a look too). Results on validation queries then flatter it.
     """
 
     epochs: int = 10
@@ -249,7 +249,8 @@ class GrpoConfig:
             ``prompts_per_step`` steps, rounded up.
         eval_prompts: how many validation queries; all of them where the data has fewer.
         keep: the adapter that the stage hands on: the ``last``, or the ``best``, whose look had the highest
-            ``eval_reward``. Before the first step is a look too, so the best may be the adapter that GRPO started from.
+            ``eval_reward``, all weighted rewards together. Before the first step is a look too, so the best may be the
+            adapter that GRPO started from. Results on validation queries then flatter it.
     """
 
     epochs: int = 1

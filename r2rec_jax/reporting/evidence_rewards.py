@@ -85,11 +85,13 @@ def gradient_line(curves: Sequence[Entry]) -> str:
         return ""
     signal, noise, groups = (float(np.mean([entry[name] for entry in known])) for name in ("signal", "noise", "groups"))
     error = float(np.sqrt(np.sum([entry["signal_error"] ** 2 for entry in known])) / len(known))
-    whole = signal + noise
-    low, middle = (noise * groups / part if part > 0 else np.inf for part in (signal + 2 * error, signal))
-    about = f"at about {middle:.0f}, at least {low:.0f}" if signal > 2 * error else f"at {low:.0f} or more"
-    return (f"; signal is {signal / whole:.1%} ± {error / whole:.1%} of a step's squared gradient norm, with "
-            f"{groups:.1f} groups, and would equal the noise {about} groups")
+    whole, most = groups * signal + noise, signal + 2 * error
+    if whole <= 0 or most <= 0:
+        return f"; no signal is seen in the gradients of {groups:.1f} groups a step"
+    low = f"{noise / most:.0f}"
+    equal = f"about {noise / signal:.0f}, at least {low}" if signal > 2 * error else f"{low} or more"
+    return (f"; signal is {groups * signal / whole:.1%} ± {groups * error / whole:.1%} of a step's squared gradient "
+            f"norm, with {groups:.1f} groups, and would equal the noise with {equal}")
 
 
 def reward_rise(curves: Sequence[Entry], name: str) -> tuple[float, float]:

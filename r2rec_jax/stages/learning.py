@@ -24,7 +24,7 @@ from r2rec_jax.models.huggingface import save_merged
 from r2rec_jax.models.lora import init_lora
 from r2rec_jax.models.peft import save_adapter
 from r2rec_jax.models.vocabulary import with_vocabulary
-from r2rec_jax.parallel.distributed import is_first, on_first
+from r2rec_jax.parallel.distributed import is_first, on_first, several
 from r2rec_jax.parallel.sharding import to_host
 from r2rec_jax.progress import say
 from r2rec_jax.rewards.functions import Columns, add_functions, call_function, load_functions
@@ -100,12 +100,14 @@ def _pretrained(work: Workspace) -> Backbone:
 
 def sft_stage(work: Workspace) -> dict[str, Any]:
     """Train the adapter on the examples of the thoughts stage (Eq. 3)."""
+    # Before the weights are loaded, and by one process alone: a local teacher has its own.
+    written = on_first(lambda: [asdict(example) for example in held_out_examples(
+        Workspace(work.run, alone=True) if several() else work)])
     c, backbone, tokenizer = work.config, work.backbone, work.tokenizer
     limits = Limits(c.prompts.max_tokens, c.sft.max_completion)
     examples = [make_example(tokenizer, e.example_id, e.prompt, e.completion, limits)
                 for e in read_examples(work.run.folder("thoughts") / "sft.jsonl")]
-    held_out = [make_example(tokenizer, e["example_id"], e["prompt"], e["completion"], limits)
-                for e in on_first(lambda: [asdict(example) for example in held_out_examples(work)])]
+    held_out = [make_example(tokenizer, e["example_id"], e["prompt"], e["completion"], limits) for e in written]
     check_fit([*examples, *held_out], backbone.config.max_positions, backbone.config.vocab_size, 0,
               "prompts.max_tokens or sft.max_completion")
     say(f"sft: {len(examples)} examples, {sum(e.length for e in examples)} tokens, of them "
@@ -116,7 +118,8 @@ def sft_stage(work: Workspace) -> dict[str, Any]:
         pad_id=work.pad_id, checkpoints=_checkpoints(work, "sft", backbone, c.lora), metrics=_metrics(work, "sft"))
     _keep_adapter(work, "sft", trained.params)
     return {"examples": len(examples), "tokens": sum(e.length for e in examples), "steps": trained.steps,
-            "kept": trained.kept, "skipped": trained.skipped, "base_sha256": backbone.sha256}
+            "skipped": trained.skipped, "base_sha256": backbone.sha256,
+            **({"kept": trained.kept} if c.sft.keep == "best" else {})}
 
 
 def grpo_stage(work: Workspace) -> dict[str, Any]:
@@ -143,7 +146,8 @@ def grpo_stage(work: Workspace) -> dict[str, Any]:
         completions_log=JsonLines(work.run.folder("grpo") / "completions.jsonl") if is_first() else None)
     _keep_adapter(work, "grpo", trained.params)
     return {**count_dropped(rendered[:len(queries)]), "band": [band.low, band.high], "steps": trained.steps,
-            "kept": trained.kept, "skipped": trained.skipped, "base_sha256": backbone.sha256}
+            "skipped": trained.skipped, "base_sha256": backbone.sha256,
+            **({"kept": trained.kept} if c.grpo.keep == "best" else {})}
 
 
 def make_reward(work: Workspace, rendered: Sequence[RenderedQuery], band: Band) -> Any:

@@ -6,6 +6,7 @@ Under ``<run>/thoughts``:
                       ``stages/endpoint.py``)
     tokenizer/        the run's tokenizer as an HF folder (trained here for the ``tiny`` backbone)
     sft.jsonl         the examples as text: chain -> (thought, rating), and ranking prompt -> (thoughts, ranking)
+    held_out.jsonl    the same of the validation queries that ``sft.eval_every`` asks for
 """
 
 from __future__ import annotations
@@ -172,6 +173,7 @@ def thoughts_stage(work: Workspace) -> dict[str, Any]:
         rendered = render_queries(prepared, sft, c.prompts, tokenizer, shown, advance=progress.advance)
     examples = sft_examples(work, rendered, written)
     write_json_lines(work.run.folder("thoughts") / "sft.jsonl", map(asdict, examples))
+    held_out_examples(work)
     lengths = _lengths(tokenizer, examples)
     count = sum(thought is not None for thought in written.values())
     result = {
@@ -189,14 +191,19 @@ def thoughts_stage(work: Workspace) -> dict[str, Any]:
 
 def held_out_examples(work: Workspace) -> list[TextExample]:
     """What the SFT examples would be if they were of the validation queries that ``sft.eval_every`` asks for; none
-    unless it does. Their thoughts are written now, where the store has none."""
-    queries = work.held_out("sft")
+    unless it does. They are kept beside the others, so that a later stage asks no teacher for them."""
+    queries, path = work.held_out("sft"), work.run.folder("thoughts") / "held_out.jsonl"
     if not queries:
         return []
+    kept = read_examples(path) if path.exists() else []
+    if [e.example_id for e in kept if e.kind == "ranking"] == [query.query_id for query in queries]:
+        return kept
     written = _unwritten(work, queries) if _are_unread(work.config) else write_thoughts(work, queries)
     rendered = render_queries(work.prepared, queries, work.config.prompts, work.tokenizer,
                               shown_thoughts(work, queries))
-    return sft_examples(work, rendered, written)
+    examples = sft_examples(work, rendered, written)
+    write_json_lines(path, map(asdict, examples))
+    return examples
 
 
 def _are_unread(config: TrainConfig) -> bool:

@@ -111,11 +111,13 @@ class Workspace:
             ValueError: the data has none.
         """
         config = self.config.sft if stage == "sft" else self.config.grpo
+        if not config.eval_every:
+            return []
         queries = self.prepared.queries["validation"]
-        if config.eval_every and not queries:
+        if not queries:
             raise ValueError(f"{stage}.eval_every needs validation queries; the data has none; raise "
                              "data.validation_users, or set it to 0")
-        return list(queries[:config.eval_prompts]) if config.eval_every else []
+        return list(queries[:config.eval_prompts])
 
     @property
     def tokenizer_dir(self) -> Path:

@@ -1,4 +1,5 @@
-"""Checkpoints of a training stage: trained tree, optimiser, counts, and the data iterator's state.
+"""Checkpoints of a training stage: trained tree, optimiser, counts, the data iterator's state, and the best tree so far
+where that is kept.
 
 The files themselves are those of :mod:`r2rec_jax.checkpoints`. A checkpoint of another base, adapter shape or
 configuration is refused by name.
@@ -44,7 +45,7 @@ class Restored:
 
     Attributes:
         step: the loop's step it was saved after.
-        state: trained tree, optimiser, counts.
+        state: trained tree, optimiser, counts, best tree.
         loader_state: of the data iterator, as it was handed in.
     """
 

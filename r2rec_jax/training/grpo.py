@@ -108,8 +108,9 @@ def train_grpo(
         checkpoints: resumed from and saved to.
         metrics: one row a step; see :func:`~r2rec_jax.training.environment.step_metrics`. ``grad_signal`` and
             ``grad_noise`` (:func:`~r2rec_jax.training.updates.signal_and_noise`) say how much of the squared gradient
-            norm the ``grad_groups`` groups of the step have in common, where they are in more passes than one. What
-            held-out prompts gave has a row of its own, with the number of steps before it.
+            norm the ``grad_groups`` groups of the step have in common, where they are in more passes than one and weigh
+            alike (not with ``bnpo``). What held-out prompts gave has a row of its own, with the number of steps before
+            it.
         completions_log: gets the first group of each step: prompt, texts and rewards.
 
     Returns:
@@ -137,7 +138,7 @@ def train_grpo(
     with session:
         score = make_scoring(model, config.temperature, session.report)
         updates = Updates(make_grpo_loss(model, config), SUMS, optimizer, session.report, mesh=model.mesh,
-                          pass_squares=True)
+                          pass_squares=config.loss != "bnpo")  # there a group's weight depends on its pass
 
         def scored(chosen: Sequence[Example], rollout: Rollout, kept: np.ndarray | None = None) -> list[GroupBatch]:
             passes = make_passes(chosen, rollout, config, longest, environment.pad_id, model.row_shards, kept)
@@ -211,7 +212,7 @@ def update(state: TrainState, updates: Updates, base: nnx.State, passes: Sequenc
     for _ in range(iterations):
         state, values = updates.run(state, base, [(group,) for group in passes])
         tokens = values.pop("tokens")
-        parts = signal_and_noise(values["grad_norm"], values.pop("pass_squares"), counts)
+        parts = signal_and_noise(values["grad_norm"], values.pop("pass_squares", np.nan), counts)
         values |= {"grad_signal": parts[0], "grad_noise": parts[1], "grad_groups": sum(counts)} if parts else {}
         rows.append({name: value / tokens if name in SUMS else value for name, value in values.items()
                      if tokens or name not in SUMS})

@@ -159,8 +159,9 @@ class Session:
         seconds, self._mark = now - self._mark, now
         if self._metrics is not None:
             self._metrics.write(step, values, seconds)
-        if state.best is not None and self._score(values) > float(state.best.score):
-            best = Best(copied(state.params), jnp.full_like(state.best.score, self._score(values)),
+        score = float(np.float32(self._score(values)))  # as it is stored
+        if state.best is not None and score > float(state.best.score):
+            best = Best(copied(state.params), jnp.full_like(state.best.score, score),
                         jnp.full_like(state.best.step, step))
             self._latest = (state.replace(best=best), loader_state, step)
 

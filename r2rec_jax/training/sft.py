@@ -64,7 +64,7 @@ def make_held_out_loss(model: FrozenModel, examples: Sequence[Example], config: 
 
     Returns:
         A function of the adapter; it gives ``eval_loss`` and ``eval_entropy`` (nats a completion token, each token
-        alike) and ``eval_prompts``, how many examples.
+        alike) and ``eval_examples``, how many they are of.
     """
     loss = make_sft_loss(model)
     shapes = row_shapes(examples)
@@ -83,7 +83,7 @@ def make_held_out_loss(model: FrozenModel, examples: Sequence[Example], config: 
             parts.append(program(lora, model.base, batch, scale))
         found = jax.device_get(parts)
         return {f"{LOOK}{name}": float(sum(part[name] for part in found)) for name in ("loss", "entropy")} | {
-            f"{LOOK}prompts": len(examples)}
+            f"{LOOK}examples": len(examples)}
 
     return measure
 

@@ -96,9 +96,26 @@ def test_stopped_thoughts_are_kept(harness, monkeypatch, capsys):
     assert last_line(capsys) == "stopped by SIGTERM; run the same command again to go on"
     kept = (harness.run / "thoughts" / "thoughts.jsonl").read_bytes()
     assert kept and train(argv) == 0
-    for name in ("thoughts.jsonl", "sft.jsonl"):
+    for name in ("thoughts.jsonl", "sft.jsonl", "held_out.jsonl"):
         assert (harness.run / "thoughts" / name).read_bytes() == (harness.finished / "thoughts" / name).read_bytes()
     assert (harness.run / "thoughts" / "thoughts.jsonl").read_bytes().startswith(kept)
+
+
+def test_examples_to_look_at_are_of_validation_queries_and_written_when_they_are_asked_for(harness, capsys):
+    """By the thoughts stage, or by SFT where looks are asked for later; the adapter of the best look is handed on."""
+    harness.begin("sft")
+    kept = harness.run / "thoughts" / "held_out.jsonl"
+    before = kept.read_bytes()
+    asked = {json.loads(line)["example_id"] for line in before.splitlines()}
+    trained_on = {json.loads(line)["example_id"] for line in (kept.parent / "sft.jsonl").read_bytes().splitlines()}
+    assert len(asked) == 4 and not asked & trained_on, "two rankings and two thoughts"
+    kept.unlink()
+    assert train([*harness.arguments(), "--stages=sft"]) == 0
+    assert kept.read_bytes() == before
+    rows, adapter = metric_rows(harness.run, "sft"), Path("sft", "adapter", "adapter_model.safetensors")
+    assert rows == metric_rows(harness.finished, "sft") and {row.get("eval_examples") for row in rows} == {4, None}
+    assert (harness.run / adapter).read_bytes() == (harness.finished / adapter).read_bytes()
+    assert "the best look at held-out data was after step" in capsys.readouterr().err
 
 
 @pytest.fixture

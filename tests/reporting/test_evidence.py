@@ -183,15 +183,19 @@ def test_held_out_prompts_have_a_line_and_a_panel(found: dict[str, Any], tmp_pat
 
 def test_the_signal_in_the_gradients_is_told_where_it_was_measured(found: dict[str, Any]) -> None:
     assert "signal" not in reward_lines(found["curves"])
-    gradient = {"signal": 0.02, "signal_error": 0.004, "noise": 0.38, "groups": 8.0, "steps": 40}
+    gradient = {"signal": 0.02 / 64, "signal_error": 0.004 / 64, "noise": 0.38 / 8, "groups": 8.0, "steps": 40}
     first = found["curves"][0]
     (line,) = reward_lines([first | {"gradient": gradient}]).splitlines()
     assert line.endswith("; signal is 5.0% ± 1.0% of a step's squared gradient norm, with 8.0 groups, and would equal "
-                         "the noise at about 152, at least 109 groups.")
-    both = [first | {"gradient": gradient | {"signal": signal}} for signal in (0.01, -0.01)]
+                         "the noise with about 152, at least 109.")
+    both = [first | {"gradient": gradient | {"signal": signal / 64}} for signal in (0.01, -0.01)]
     (line,) = reward_lines(both).splitlines()
     assert line.endswith("signal is 0.0% ± 0.7% of a step's squared gradient norm, with 8.0 groups, and would equal "
-                         "the noise at 537 or more groups."), "not told from none"
+                         "the noise with 537 or more."), "not told from none"
+    none = {"signal": 0.0, "signal_error": 0.0, "noise": 0.0, "groups": 8.0, "steps": 3}
+    for entry in (none, gradient | {"signal": -1.0}):
+        (line,) = reward_lines([first | {"gradient": entry}]).splitlines()
+        assert line.endswith("; no signal is seen in the gradients of 8.0 groups a step.")
 
 
 def test_tokens_of_scored_lines_are_no_answers() -> None:

@@ -225,10 +225,10 @@ def test_looks_at_held_out_prompts_are_points_of_their_own(tmp_path: Path) -> No
 
 def test_signal_and_noise_of_the_gradients_are_means_of_the_steps_that_know_them(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"stage": "grpo", "step": step, "reward": 0.0} for step in range(1, 5)]
-    rows[0] |= {"grad_signal": 3.0, "grad_noise": 4.0, "grad_groups": 6}
-    rows[2] |= {"grad_signal": -1.0, "grad_noise": 6.0, "grad_groups": 8}
+    rows[0] |= {"grad_signal": 27.0, "grad_noise": 12.0, "grad_groups": 3}
+    rows[2] |= {"grad_signal": -25.0, "grad_noise": 30.0, "grad_groups": 5}
     config = SimpleNamespace(run_dir=str(tmp_path), grpo=SimpleNamespace(start="sft"))
-    means = {"signal": 1.0, "signal_error": 2.0, "noise": 5.0, "groups": 7.0, "steps": 2}
+    means = {"signal": 1.0, "signal_error": 2.0, "noise": 5.0, "groups": 4.0, "steps": 2}
     for count, expected in ((4, means), (2, None)):
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
         (found,) = grpo_curves(cast("Any", SimpleNamespace(config=config, name="x", seed=0)))

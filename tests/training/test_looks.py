@@ -76,7 +76,7 @@ def test_what_ends_a_look_costs_the_look_alone(tiny, prompts, make_examples, tmp
     assert trees_equal(whole[0].params, parts[0].params)
 
 
-@pytest.mark.parametrize(("earned", "kept"), [((1, 5, 3, 2), 2), ((1, 1, 1, 1), 0), ((1, 2, 3, 4), 6)])
+@pytest.mark.parametrize(("earned", "kept"), [((1, 5, 3, 2), 2), ((0.7, 0.7, 0.7, 0.7), 0), ((1, 2, 3, 4), 6)])
 def test_the_adapter_of_the_best_look_is_kept(tiny, prompts, make_examples, tmp_path, checkpoints, monkeypatch,
                                               trees_equal, without_seconds, earned, kept):
     """Of looks at 0, 2, 4 and 6, the first of equal ones; a run that was cut off goes on with the best so far."""

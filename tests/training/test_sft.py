@@ -179,7 +179,7 @@ def test_held_out_examples_have_their_own_loss_and_change_nothing(tiny, make_exa
                            held_out)
     assert trees_equal(plain.params, whole.params) and plain.kept == whole.kept == 12
     looks = [row for row in looked if "eval_loss" in row]
-    assert [row["step"] for row in looks] == [0, 5, 10, 12] and all(row["eval_prompts"] == 5 for row in looks)
+    assert [row["step"] for row in looks] == [0, 5, 10, 12] and all(row["eval_examples"] == 5 for row in looks)
     assert without_seconds([row for row in looked if "loss" in row]) == without_seconds(rows)
     model, lora = tiny
     for params, row in ((lora, looks[0]), (whole.params, looks[-1])):

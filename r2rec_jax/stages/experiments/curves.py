@@ -27,8 +27,9 @@ def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
         that ends with it. What a step does not tell, since it trained on no token, is interpolated. Where the run asked
         held-out prompts (``grpo.eval_every``), the same ones from before the first step to after the last, ``held_out``
         has as much of them, a point a look. ``gradient`` has means over the steps that know them: ``signal`` and
-        ``noise`` of a step's squared gradient norm, ``signal_error``, the standard error that the scatter of steps
-        gives the first, the ``groups`` they are of, and how many ``steps`` those were.
+        ``noise`` of one group's gradient (squared norm of its expectation, and its variance), ``signal_error``, the
+        standard error that the scatter of steps gives the first, the ``groups`` of a step, and how many ``steps``
+        those were.
     """
     path = trial.config.run_dir + "/metrics.jsonl"
     try:
@@ -51,6 +52,7 @@ def grpo_curves(trial: Trial) -> list[dict[str, Any]]:
     known = [row for row in rows if "grad_signal" in row]
     if len(known) > 1:
         signal, noise, groups = (np.array([row[f"grad_{name}"] for row in known], np.float64) for name in GRADIENT)
+        signal, noise = signal / groups**2, noise / groups
         means = {"signal": signal.mean(), "signal_error": signal.std(ddof=1) / np.sqrt(len(known)),
                  "noise": noise.mean(), "groups": groups.mean()}
         curve["gradient"] = {name: float(f"{value:.4g}") for name, value in means.items()} | {"steps": len(known)}
