@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -163,7 +163,7 @@ class Session:
         if state.best is not None and score > float(state.best.score):
             best = Best(copied(state.params), jnp.full_like(state.best.score, score),
                         jnp.full_like(state.best.step, step))
-            self._latest = (state.replace(best=best), loader_state, step)
+            self._latest = (replace(state, best=best), loader_state, step)
 
     def steps(self) -> Iterator[int]:
         """Numbers of the steps that are left, from 1.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import flax.struct
@@ -157,8 +158,8 @@ def apply_or_skip(
         return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
     bad = 1 - good.astype(jnp.int32)
-    after = state.replace(
-        params=keep(params, state.params), opt_state=keep(opt_state, state.opt_state), step=state.step + 1,
+    after = replace(
+        state, params=keep(params, state.params), opt_state=keep(opt_state, state.opt_state), step=state.step + 1,
         skipped=state.skipped + bad, skipped_in_a_row=(state.skipped_in_a_row + 1) * bad)
     return after, {"grad_norm": norm, "skipped": after.skipped, "skipped_in_a_row": after.skipped_in_a_row}
 
