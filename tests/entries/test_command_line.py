@@ -297,7 +297,7 @@ def test_the_local_teacher_is_asked_and_what_it_gives_up_is_counted(finished, da
     """A model of a few thousand parameters writes no valid thought; the run says so and goes on without."""
     run = tmp_path / "run"
     own = ["--backbone.source", str(finished / "export" / "merged"), "--thoughts.teacher=local",
-           "--thoughts.attempts=2", "--thoughts.max_new_tokens=8", "--stages=prepare,thoughts"]
+           "--thoughts.attempts=2", "--thoughts.max_new_tokens=8", "--sft.eval_every=0", "--stages=prepare,thoughts"]
     assert train(arguments(data, run, *own)) == 0
     result = json.loads((run / "stages.json").read_text())["thoughts"]["result"]
     assert result["teacher"] == "local" and result["given_up"] > 1 and result["examples"]["ranking"] == 8
