@@ -162,18 +162,19 @@ def thoughts_stage(work: Workspace) -> dict[str, Any]:
         statement counts of the ranking targets (the reward's band comes from them).
     """
     prepared, c = work.prepared, work.config
-    sft, rl = prepared.queries["sft"], prepared.queries["rl"]
+    sft, rl, held_out = prepared.queries["sft"], prepared.queries["rl"], work.held_out("sft")
     unread = _are_unread(c)
     if unread:
         say("thoughts: none are written, since nothing of this run would read them")
-    written = _unwritten(work, sft) if unread else write_thoughts(work, sft)
-    shown = shown_thoughts(work, [*sft, *rl, *work.held_out("sft"), *work.held_out("grpo")])
+    everything = _unwritten(work, [*sft, *held_out]) if unread else write_thoughts(work, [*sft, *held_out])
+    written = {chain: everything[chain] for chain in _unwritten(work, sft)}
+    shown = shown_thoughts(work, [*sft, *rl, *held_out, *work.held_out("grpo")])
     tokenizer = _make_tokenizer(work, written, shown)
     with bar("render", len(sft), "prompts") as progress:
         rendered = render_queries(prepared, sft, c.prompts, tokenizer, shown, advance=progress.advance)
     examples = sft_examples(work, rendered, written)
     write_json_lines(work.run.folder("thoughts") / "sft.jsonl", map(asdict, examples))
-    held_out_examples(work)
+    held_out_examples(work, everything)
     lengths = _lengths(tokenizer, examples)
     count = sum(thought is not None for thought in written.values())
     result = {
@@ -189,16 +190,22 @@ def thoughts_stage(work: Workspace) -> dict[str, Any]:
     return result
 
 
-def held_out_examples(work: Workspace) -> list[TextExample]:
+def held_out_examples(work: Workspace, written: Written | None = None) -> list[TextExample]:
     """What the SFT examples would be if they were of the validation queries that ``sft.eval_every`` asks for; none
-    unless it does. They are kept beside the others, so that a later stage asks no teacher for them."""
+    unless it does. They are kept beside the others, so that a later stage asks no teacher for them.
+
+    Args:
+        work: the run.
+        written: thoughts on all of their chains; None has those written that the store lacks.
+    """
     queries, path = work.held_out("sft"), work.run.folder("thoughts") / "held_out.jsonl"
     if not queries:
         return []
     kept = read_examples(path) if path.exists() else []
     if [e.example_id for e in kept if e.kind == "ranking"] == [query.query_id for query in queries]:
         return kept
-    written = _unwritten(work, queries) if _are_unread(work.config) else write_thoughts(work, queries)
+    if written is None:
+        written = _unwritten(work, queries) if _are_unread(work.config) else write_thoughts(work, queries)
     rendered = render_queries(work.prepared, queries, work.config.prompts, work.tokenizer,
                               shown_thoughts(work, queries))
     examples = sft_examples(work, rendered, written)

@@ -84,7 +84,7 @@ def test_thoughts_of_a_server_outlive_the_stage(data, tmp_path, capsys):
         result = json.loads((run / "stages.json").read_text())["thoughts"]["result"]
         asked = server.asked.total()
         assert result["teacher"] == "endpoint" and result["endpoint"]["requests"] == asked
-        assert result["thoughts"] == server.good.total() == len(server.good) and result["thoughts"] > 5
+        assert 5 < result["thoughts"] < server.good.total() == len(server.good), "held-out examples have thoughts too"
         assert result["endpoint"]["tokens_in"] == 100 * result["endpoint"]["answers"]
         changed = arguments(data, run, *teacher(server.url), "--prompts.liked=2")
         assert train(changed) == 2 and "prompts.liked" in only_line(capsys)

@@ -37,8 +37,8 @@ needs_two = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two CPU
 
 
 def task(root: Path, name: str, reuse: Sequence[str] = (), kind: str = "goes well", seconds: float = 0.5) -> Task:
-    order: dict[str, Any] = {"kind": "trial", "config": {"data": {}, "grpo": {}}, "does": kind, "seconds": seconds,
-                             "reuse": [str(root / other / "run") for other in reuse]}
+    order: dict[str, Any] = {"kind": "trial", "config": {"data": {}, "sft": {}, "grpo": {}}, "does": kind,
+                             "seconds": seconds, "reuse": [str(root / other / "run") for other in reuse]}
     return Task(name, 0, root / name, order)
 
 
