@@ -240,7 +240,8 @@ class RunFolder:
             changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
             if changed and (stage in done or self.folder(stage).exists()):
                 touched.append(stage)
-                names += [f"{k} (was {old.get(k)!r}, now {new.get(k)!r})" for k in changed]
+                told = [(k, old.get(k, _setting(old_plain, k)), new.get(k, _setting(plain, k))) for k in changed]
+                names += [f"{k} (was {before!r}, now {now!r})" for k, before, now in told if before != now]
         if not touched:
             return
         if not overwrite:
@@ -339,6 +340,13 @@ class RunFolder:
         """Hold the folder; a second process is refused, a lock left by a killed one is not in the way."""
         with held(self.path / "lock", f"run_dir {self.path}", "wait for it or choose another --run_dir"):
             yield
+
+
+def _setting(plain: Mapping[str, Any], name: str) -> Any:
+    """A setting by its dotted name, whether or not a key has it; None where there is none."""
+    section, _, field = name.partition(".")
+    value = plain.get(section)
+    return value.get(field) if field and isinstance(value, dict) else value
 
 
 def made_with(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from r2rec_jax.config import GrpoConfig, SftConfig, TrainConfig
-from r2rec_jax.stages.run import stage_key
+from r2rec_jax.stages.run import RunFolder, stage_key
 from r2rec_jax.stages.workspace import Workspace
 
 STAGES = pytest.mark.parametrize(("stage", "section"), [("sft", SftConfig), ("grpo", GrpoConfig)])
@@ -53,5 +54,19 @@ def test_looks_are_of_no_outcome_unless_they_decide_what_is_kept(stage: str, sec
         return stage_key(TrainConfig(run_dir="x", **{stage: section(**settings)}), stage)
 
     assert key() == key(eval_every=3) == key(eval_every=4, eval_prompts=7, keep="last")
-    best = {"keep": "best", "eval_every": 3}
+    best: dict[str, Any] = {"keep": "best", "eval_every": 3}
     assert len({key(), key(**best), key(**best, eval_prompts=7), key(keep="best", eval_every=4)}) == 4
+
+
+@STAGES
+def test_a_run_that_is_to_keep_the_best_instead_is_refused_by_that_setting_alone(
+        stage: str, section: Any, tmp_path: Path) -> None:
+    def start(**settings: Any) -> None:
+        config = TrainConfig(run_dir=str(tmp_path / "run"), **{stage: section(eval_every=3, **settings)})
+        with RunFolder.open(config, provenance={}) as run:
+            run.claim(stage)
+            run.folder(stage).mkdir(parents=True, exist_ok=True)
+
+    start()
+    with pytest.raises(ValueError, match=rf"other settings: {stage}\.keep \(was 'last', now 'best'\); choose another"):
+        start(keep="best")
