@@ -131,6 +131,6 @@ def zeros_like_lora(lora: nnx.State) -> nnx.State:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), lora)
 
 
-def copy_lora(lora: nnx.State) -> nnx.State:
-    """A copy in memory of its own: an alias of a donated tree would be deleted memory."""
-    return jax.tree.map(lambda x: jnp.array(x, copy=True), lora)
+def copy_tree(tree: Any) -> Any:
+    """A copy in memory of its own, each array where it was: an alias of a donated tree would be deleted memory."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)

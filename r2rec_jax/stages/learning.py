@@ -24,7 +24,7 @@ from r2rec_jax.models.huggingface import save_merged
 from r2rec_jax.models.lora import init_lora
 from r2rec_jax.models.peft import save_adapter
 from r2rec_jax.models.vocabulary import with_vocabulary
-from r2rec_jax.parallel.distributed import is_first, on_first, several
+from r2rec_jax.parallel.distributed import is_first, on_first
 from r2rec_jax.parallel.sharding import to_host
 from r2rec_jax.progress import say
 from r2rec_jax.rewards.functions import Columns, add_functions, call_function, load_functions
@@ -101,8 +101,7 @@ def _pretrained(work: Workspace) -> Backbone:
 def sft_stage(work: Workspace) -> dict[str, Any]:
     """Train the adapter on the examples of the thoughts stage (Eq. 3)."""
     # Before the weights are loaded, and by one process alone: a local teacher has its own.
-    written = on_first(lambda: [asdict(example) for example in held_out_examples(
-        Workspace(work.run, alone=True) if several() else work)])
+    written = on_first(lambda: [asdict(example) for example in held_out_examples(work.of_first())])
     c, backbone, tokenizer = work.config, work.backbone, work.tokenizer
     limits = Limits(c.prompts.max_tokens, c.sft.max_completion)
     examples = [make_example(tokenizer, e.example_id, e.prompt, e.completion, limits)
@@ -127,7 +126,7 @@ def grpo_stage(work: Workspace) -> dict[str, Any]:
     c, backbone, tokenizer = work.config, work.backbone, work.tokenizer
     queries, held_out = work.prepared.queries["rl"], work.held_out("grpo")
     if held_out:
-        on_first(lambda: bool(shown_thoughts(work, held_out)))  # one process writes what the thoughts stage has not
+        on_first(lambda: bool(shown_thoughts(work.of_first(), held_out)))  # what the thoughts stage has not written
     rendered = render_queries(work.prepared, [*queries, *held_out], c.prompts, tokenizer,
                               shown_thoughts(work, [*queries, *held_out]))
     asked = [Example(r.query.query_id, r.chat.ids, ()) for r in rendered]

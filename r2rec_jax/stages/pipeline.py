@@ -16,7 +16,7 @@ import yaml
 
 from r2rec_jax.config import TrainConfig, as_plain
 from r2rec_jax.files import write_text
-from r2rec_jax.parallel.distributed import company, is_first, on_first, several, start
+from r2rec_jax.parallel.distributed import company, is_first, on_first, start
 from r2rec_jax.parallel.kept import programs
 from r2rec_jax.progress import format_duration, mute, say
 from r2rec_jax.stages.reuse import reuse_stages
@@ -102,7 +102,7 @@ def _run_stage(work: Workspace, stage: str, function: Callable[[Workspace], dict
     if stage in TOGETHER:
         result = function(work)
     else:
-        result = on_first(lambda: function(Workspace(work.run, alone=True) if several() else work))
+        result = on_first(lambda: function(work.of_first()))
     on_first(lambda: work.run.mark_done(stage, time.monotonic() - started, result, **code))
     say(f"{stage}: done in {format_duration(time.monotonic() - started)}")
 

@@ -167,7 +167,7 @@ def thoughts_stage(work: Workspace) -> dict[str, Any]:
     if unread:
         say("thoughts: none are written, since nothing of this run would read them")
     everything = _unwritten(work, [*sft, *held_out]) if unread else write_thoughts(work, [*sft, *held_out])
-    written = {chain: everything[chain] for chain in _unwritten(work, sft)}
+    written = {chain: everything[chain] for chain in _unwritten(work, sft)} if held_out else everything
     shown = shown_thoughts(work, [*sft, *rl, *held_out, *work.held_out("grpo")])
     tokenizer = _make_tokenizer(work, written, shown)
     with bar("render", len(sft), "prompts") as progress:

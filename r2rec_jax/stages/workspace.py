@@ -86,6 +86,12 @@ class Workspace:
     run: RunFolder
     alone: bool = False
 
+    def of_first(self) -> Workspace:
+        """The workspace of what process 0 does by itself: one of several processes must not touch their mesh."""
+        from r2rec_jax.parallel.distributed import several
+
+        return Workspace(self.run, alone=True) if several() else self
+
     @property
     def config(self) -> TrainConfig:
         """The run's settings."""

@@ -27,7 +27,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from r2rec_jax.config import GrpoConfig
-from r2rec_jax.models.lora import copy_lora, zeros_like_lora
+from r2rec_jax.models.lora import copy_tree, zeros_like_lora
 from r2rec_jax.parallel.compiling import Report, silent
 from r2rec_jax.parallel.distributed import check_stop
 from r2rec_jax.parallel.sharding import place
@@ -125,7 +125,7 @@ def train_grpo(
     total = steps_of("grpo", len(loader), config.steps)
     settings = (config.lr, config.schedule, config.warmup, total * config.iterations)
     optimizer, schedule = make_optimizer(*settings, config.weight_decay, config.max_grad_norm), make_schedule(*settings)
-    reference = place(copy_lora(lora) if config.reference == "sft" else zeros_like_lora(lora), model.mesh)
+    reference = place(copy_tree(lora) if config.reference == "sft" else zeros_like_lora(lora), model.mesh)
     longest = max(len(example.prompt_ids) for example in prompts)
     whole = config.beta > 0 and config.uniform_groups == "keep"
     state = place(init_state(lora, optimizer, keep_best=config.keep == "best"), model.mesh)

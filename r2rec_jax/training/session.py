@@ -19,12 +19,13 @@ import numpy as np
 
 from r2rec_jax import progress, stopping
 from r2rec_jax.checkpoints import is_alive, let_go
+from r2rec_jax.models.lora import copy_tree
 from r2rec_jax.parallel.distributed import StoppedTogether, check_stop, several
 from r2rec_jax.tokens.loader import Loader
 from r2rec_jax.training.checkpoints import Checkpoints
 from r2rec_jax.training.metrics import JsonLines, MetricsWriter
 from r2rec_jax.training.shared import SharedCheckpoints
-from r2rec_jax.training.state import Best, TrainState, check_progress, copied
+from r2rec_jax.training.state import Best, TrainState, check_progress
 
 
 class RewardError(RuntimeError):
@@ -161,7 +162,7 @@ class Session:
             self._metrics.write(step, values, seconds)
         score = float(np.float32(self._score(values)))  # as it is stored
         if state.best is not None and score > float(state.best.score):
-            best = Best(copied(state.params), jnp.full_like(state.best.score, score),
+            best = Best(copy_tree(state.params), jnp.full_like(state.best.score, score),
                         jnp.full_like(state.best.step, step))
             self._latest = (replace(state, best=best), loader_state, step)
 

@@ -22,6 +22,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from r2rec_jax.models.lora import copy_tree
+
 MAX_SKIPPED_IN_A_ROW = 3
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -124,15 +126,10 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, *, keep_bes
         optimizer: made by :func:`make_optimizer`.
         keep_best: have a place for the best tree.
     """
-    params = copied(params)
+    params = copy_tree(params)
     zero = [jnp.zeros((), jnp.int32) for _ in range(3)]
-    best = Best(copied(params), jnp.float32(-jnp.inf), jnp.int32(0)) if keep_best else None
+    best = Best(copy_tree(params), jnp.float32(-jnp.inf), jnp.int32(0)) if keep_best else None
     return TrainState(params, optimizer.init(params), *zero, best=best)
-
-
-def copied(tree: Any) -> Any:
-    """A tree of arrays of its own, each where it was."""
-    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
 def apply_or_skip(

@@ -18,7 +18,7 @@ from jaxtyping import TypeCheckError, jaxtyped
 from r2rec_jax.config import BackboneConfig, LoraConfig
 from r2rec_jax.models import attention, logprobs, rope
 from r2rec_jax.models.llama import LlamaConfig, abstract_llama, split_llama
-from r2rec_jax.models.lora import copy_lora, init_lora, low_rank, zeros_like_lora
+from r2rec_jax.models.lora import copy_tree, init_lora, low_rank, zeros_like_lora
 from r2rec_jax.training.policy import FrozenModel
 
 
@@ -90,7 +90,7 @@ def test_fresh_adapter_has_zero_b_and_its_trees_own_their_memory() -> None:
         else:
             assert np.abs(values).max() <= values.shape[1] ** -0.5
             assert np.unique(values).size > values.size // 2
-    again = copy_lora(lora)
+    again = copy_tree(lora)
     jax.jit(lambda t: jax.tree.map(lambda x: x + 1, t), donate_argnums=0)(lora)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(again))
     assert not any(np.any(x) for x in jax.tree.leaves(zeros_like_lora(template)))

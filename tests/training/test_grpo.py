@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r2rec_jax.models.lora import copy_lora, zeros_like_lora
+from r2rec_jax.models.lora import copy_tree, zeros_like_lora
 from r2rec_jax.sampling.decoder import Decoder
 from r2rec_jax.sampling.rollout import Rollout
 from r2rec_jax.training import grpo
@@ -79,7 +79,7 @@ def test_rollouts_follow_the_updated_adapter(tiny, prompts, trees_equal):
     seen = []
 
     def spy(policy, base, *args, **kwargs):
-        seen.append(copy_lora(policy))
+        seen.append(copy_tree(policy))
         return fake_generate(policy, base, *args, **kwargs)
 
     trained = train_grpo(model, lora, prompts, dataclasses.replace(CONFIG, steps=3), Environment(spy, text_of, reward),
@@ -102,7 +102,7 @@ def one_pass(prompts, config=CONFIG):
 def test_reference_scores_come_from_the_reference_tree(tiny, prompts, score):
     model, lora = tiny
     group = one_pass(prompts)
-    for tree in (copy_lora(lora), zeros_like_lora(lora)):
+    for tree in (copy_tree(lora), zeros_like_lora(lora)):
         scored = with_scores(group, score, jax.tree.map(lambda x: 2 * x, lora), tree, model.base, CONFIG)
         np.testing.assert_array_equal(scored.reference, score(tree, model.base, group.rows)["logprobs"])
         assert scored.old is None

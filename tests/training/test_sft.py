@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from r2rec_jax.config import SftConfig
-from r2rec_jax.models.lora import copy_lora, init_lora
+from r2rec_jax.models.lora import copy_tree, init_lora
 from r2rec_jax.tokens.examples import pack, pad
 from r2rec_jax.training import sft
 from r2rec_jax.training.metrics import MetricsWriter
@@ -102,7 +102,7 @@ def test_the_end_token_is_trained(tiny, make_examples, trees_equal):
 def test_eight_examples_are_learnt_by_heart(tiny, make_examples, trees_equal):
     model, _ = tiny
     lora = init_lora(tiny[1], jax.random.key(1))
-    kept, base = copy_lora(lora), jax.device_get(model.base)
+    kept, base = copy_tree(lora), jax.device_get(model.base)
     examples = make_examples(8, seed=5)
     config = SftConfig(epochs=80, batch_size=8, micro_batch=4, lr=2e-2, warmup=0.05)
     trained = train_sft(model, lora, examples, config, seed=0)
