@@ -11,9 +11,11 @@
 #   make distclean    delete .venv too
 #
 # Another Python: make PYTHON=python3.12 quickstart. One folder of tests: make test PYTEST_ARGS=tests/evaluation
+# Tests run in two processes; in another number: make test WORKERS=4
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+WORKERS ?= 2
 CACHE ?= ~/.cache/r2rec_jax
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -54,7 +56,7 @@ model: $(VENV)/installed
 	@$(PY) -c 'import sys; from r2rec_jax.data.fetch import fetch_backbone_gguf; print(fetch_backbone_gguf(sys.argv[1]))' $(CACHE)
 
 test: $(VENV)/installed-test
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 chaos: $(VENV)/installed-test
 	$(PY) -m tests.chaos --out results/chaos.json

@@ -1,22 +1,30 @@
 """Shared fixtures: real data and tokenizers by path, and tiny models.
 
 Real material lies in ``../shared`` beside the checkout, or where ``R2REC_SHARED`` says. A missing file skips its
-tests on a laptop and fails them when ``CI=true``.
+tests on a laptop and fails them when ``CI=true``. What one test or its processes have compiled is read by the next, in
+this run of the tests alone.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from r2rec_jax.parallel.kept import VARIABLE, keep_compiled, sweep
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("R2REC_COMPILED", "off")  # no process of the tests depends on what another compiled
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have the folder of the process that started them
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+    COMPILED = tempfile.TemporaryDirectory(prefix="r2rec_compiled_", ignore_cleanup_errors=True)
+    os.environ[VARIABLE] = COMPILED.name
+    keep_compiled()
 
 SHARED = Path(os.environ.get("R2REC_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -75,16 +83,8 @@ def heard_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What one test has compiled is read by the next."""
-    import jax
-
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
-             "jax_persistent_cache_min_entry_size_bytes")
-    before = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.0, -1), strict=True):
-        jax.config.update(name, value)
+@pytest.fixture(scope="module", autouse=True)
+def _swept() -> Iterator[None]:
+    """Tests that kill processes leave no program behind that is half written."""
     yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
+    sweep(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))

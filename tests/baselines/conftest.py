@@ -1,4 +1,4 @@
-"""Small events with a planted pattern, and one compilation cache for all models."""
+"""Small events with a planted pattern."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ import numpy as np
 import pytest
 
 from r2rec_jax.baselines.events import Contexts, Events
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compile_cache(compile_cache: None) -> None:
-    """The same tiny programs are compiled by many tests."""
 
 
 def make_events(histories: Sequence[Sequence[int]], n_items: int, disliked: Sequence[Sequence[int]] | None = None,

@@ -101,9 +101,9 @@ class Harness:
     @property
     def environment(self) -> dict[str, str]:
         """One compilation for all lives: a run is killed some 20 times, and each would compile the same programs."""
-        return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-                "JAX_COMPILATION_CACHE_DIR": str(self.work / "compiled"),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+        own = {"JAX_COMPILATION_CACHE_DIR": str(self.work / "compiled"),
+               "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+        return {**own, **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
     def begin(self, stage: str) -> None:
         """A copy of the finished run in which ``stage`` and what follows have not been run."""

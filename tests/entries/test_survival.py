@@ -7,12 +7,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jax
 import pytest
 
 from r2rec_jax.evaluation.predictions import PredictionLog, read_predictions
@@ -27,20 +25,13 @@ from tests.synthetic import write_ml100k
 
 
 @pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
-    """With a run of every stage; all processes compile the same programs, and share them."""
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Harness:
+    """With a run of every stage."""
     own = Harness(tmp_path_factory.mktemp("survival"))
     write_ml100k(own.work / "data")
-    names = {"jax_compilation_cache_dir": str(own.work / "compiled"), "jax_persistent_cache_min_compile_time_secs": 0.0,
-             "jax_persistent_cache_min_entry_size_bytes": -1}
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
     assert train(own.arguments()) == 0
     own.keep_finished()
-    yield own
-    for name, value in before.items():
-        jax.config.update(name, value)
+    return own
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -22,11 +22,6 @@ LORA = LoraConfig(rank=4, alpha=8.0)
 VOCAB = 61
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _compile_cache(compile_cache: None) -> None:
-    """The same tiny programs are compiled by many tests."""
-
-
 @pytest.fixture(scope="session")
 def llama_config() -> LlamaConfig:
     return LlamaConfig(vocab_size=VOCAB, hidden_size=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8,
