@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from r2rec_jax.parallel.kept import VARIABLE
 from tests.chaos.folder import (
     MORE,
     assert_same_files,
@@ -101,9 +102,8 @@ class Harness:
     @property
     def environment(self) -> dict[str, str]:
         """One compilation for all lives: a run is killed some 20 times, and each would compile the same programs."""
-        own = {"JAX_COMPILATION_CACHE_DIR": str(self.work / "compiled"),
-               "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
-        return {**own, **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+        others = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+        return {VARIABLE: str(self.work / "compiled"), **others, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
     def begin(self, stage: str) -> None:
         """A copy of the finished run in which ``stage`` and what follows have not been run."""
