@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from r2rec_jax.parallel import kept
 from r2rec_jax.parallel.kept import VARIABLE, keep_compiled, sweep
 from tests.synthetic import SMALL, write_ml100k
 
@@ -18,7 +19,8 @@ NOISE = re.compile(r"[a-z]Warning\b|cpu_aot|[Mm]achine type|^[EW]\d{4}")
 ROOT = Path(__file__).resolve().parents[2]
 def train(tmp_path: Path, run: str) -> tuple[int, int, list[dict[str, object]]]:
     """(programs compiled, programs read, rows of metrics) of one process."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment = {name: value for name, value in os.environ.items()
+                   if not (name.startswith("JAX_") and "CACHE" in name)}
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), VARIABLE: str(tmp_path / "compiled")}
     done = subprocess.run(
         [sys.executable, "-m", "r2rec_jax.train", "--config", str(ROOT / "configs" / "ci.yaml"), "--data.path",
@@ -34,11 +36,13 @@ def train(tmp_path: Path, run: str) -> tuple[int, int, list[dict[str, object]]]:
 
 
 @pytest.mark.slow
-def test_a_second_process_compiles_nothing_and_trains_the_same(tmp_path: Path) -> None:
+def test_a_second_process_reads_what_was_kept_and_trains_the_same(tmp_path: Path) -> None:
     write_ml100k(tmp_path / "data")
-    first, second = train(tmp_path, "one"), train(tmp_path, "two")
-    assert first[0] > 20 and first[1] < first[0]
-    assert second[0] == 0 and second[1] > 20
+    first = train(tmp_path, "one")
+    programs = len(list((tmp_path / "compiled").rglob("*-cache")))
+    second = train(tmp_path, "two")
+    assert 5 < programs <= first[0] and first[1] < first[0]
+    assert second[1] >= programs, "all that were kept are read"
     assert first[2] == second[2] and {row["stage"] for row in second[2]} == {"pretrain", "sft", "grpo"}
 
 
@@ -69,3 +73,14 @@ def test_half_written_entries_are_swept(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     sweep(tmp_path)
     assert {path.name for path in tmp_path.glob("*-*")} == {"whole-cache", "whole-atime"}
+
+
+def test_programs_used_longest_ago_leave_when_there_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX looks at all of them before it adds one."""
+    monkeypatch.setattr(kept, "MAX_PROGRAMS", 2)
+    for name, used in (("a", 30), ("b", 10), ("c", 20)):
+        for kind in ("cache", "atime"):
+            (tmp_path / f"{name}-{kind}").write_bytes(b"x")
+            os.utime(tmp_path / f"{name}-{kind}", (used, used))
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.glob("*-*")} == {"a-cache", "a-atime", "c-cache", "c-atime"}
