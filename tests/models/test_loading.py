@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +16,8 @@ from safetensors.numpy import load_file
 
 from r2rec_jax.models.tensor_files import TensorHeader, open_safetensors, write_safetensors
 from r2rec_jax.models.weights import DIGEST_PIECE, digest_tensor, widen
+from tests.devices import REPOSITORY, environment
 
-ROOT = Path(__file__).resolve().parents[2]
 MB = 1_000_000
 
 MEASURE = """
@@ -60,7 +59,7 @@ print(json.dumps(out))
 
 def make(out: Path, *sizes: str) -> Path:
     subprocess.run([sys.executable, "launch/make_random_checkpoint.py", "--out", str(out), *sizes], check=True,
-                   cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+                   cwd=REPOSITORY, env=environment(), capture_output=True)
     return out
 
 
@@ -75,9 +74,8 @@ def test_peak_memory_and_placement_of_a_sharded_checkpoint(tmp_path: Path) -> No
                  "--kv_heads=2", "--head_dim=16")
     shards = sorted(folder.glob("*.safetensors"))
     assert len(shards) == 4
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(folder), str(small)], cwd=ROOT, capture_output=True,
-                          text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
-                                                      "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(folder), str(small)], cwd=REPOSITORY, capture_output=True,
+                          text=True, check=True, env=environment(8))
     found = json.loads(done.stdout.splitlines()[-1])
     shard = max(path.stat().st_size for path in shards)
     assert found["weights"] > 240 * MB and 60 * MB < shard < 70 * MB

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -15,14 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.devices import REPOSITORY, environment
 from tests.synthetic import SMALL, write_ml100k
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def environment(devices: int = 1) -> dict[str, str]:
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-                         "PYTHONPATH": str(REPOSITORY)}
 
 
 def figures(module: str, folder: Path, devices: int) -> tuple[dict[str, Any], str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,9 +20,10 @@ from r2rec_jax.stages.run import RunFolder
 from r2rec_jax.stages.workspace import Workspace
 from r2rec_jax.tokens.tokenizer import Tokenizer
 from r2rec_jax.train import main as train
+from tests.devices import REPOSITORY, environment
 from tests.synthetic import SMALL, write_ml100k
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "ci.yaml"
+CONFIG = REPOSITORY / "configs" / "ci.yaml"
 
 
 def arguments(data: Path, run: Path, *more: str) -> list[str]:
@@ -163,8 +163,7 @@ def test_several_devices_adapt_it_as_one_does(data: Path, source: Path, tmp_path
                 "--pretrain.steps=4", "--pretrain.mix.choices=1", "--stages=prepare,thoughts,pretrain", *layout]
         done = subprocess.run(
             [sys.executable, "-m", "r2rec_jax.train", *arguments(data, run, *more)], capture_output=True, text=True,
-            cwd=CONFIG.parents[1],
-            env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"})
+            cwd=REPOSITORY, env=environment(devices))
         assert done.returncode == 0, done.stderr[-2000:]
         losses.append([row["loss"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())])
         hashes.append(results(run)["pretrain"]["start_sha256"])
