@@ -93,6 +93,9 @@ class TrainConfig:
         check(self.thoughts.teacher == "template" or not self.rewards.true_weight, "rewards.true_weight",
                "0 unless thoughts.teacher is 'template'", self.rewards.true_weight,
                "statements in other words cannot be checked")
+        check(not self.graph.before_target or self.data.has_times, "graph.before_target",
+               "false for a table without data.table.timestamp", self.graph.before_target,
+               "rows of a file do not say which of two users' events is older")
 
     @property
     def trains_backbone(self) -> bool:

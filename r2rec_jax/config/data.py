@@ -98,6 +98,11 @@ class DataConfig:
         """The data set as results and folders call it: its name, with the category of ``amazon``."""
         return f"{self.name}-{self.category}" if self.category else self.name
 
+    @property
+    def has_times(self) -> bool:
+        """Whether events of different users can be put in order; a table without times orders each user's own only."""
+        return self.name != "table" or self.table.timestamp is not None
+
     def _check_source(self) -> None:
         check((self.category is not None) == (self.name == "amazon"), "data.category",
               "given for data.name amazon, and only there", self.category, "for example Video_Games")
@@ -112,7 +117,7 @@ class DataConfig:
         if self.name == "table":
             check(self.positive_above == 3.0, "data.positive_above", "3 for a table", self.positive_above,
                   "its ratings are mapped to 1..5 first; set data.table.positive_above")
-            check(self.table.timestamp is not None or self.split != "global-time", "data.split",
+            check(self.has_times or self.split != "global-time", "data.split",
                   "last-positive for a table without data.table.timestamp", self.split)
 
 
@@ -122,7 +127,8 @@ class GraphConfig:
 
     Attributes:
         chains: chains drawn for a query (*paper*: 5).
-        before_target: also drop other users' edges that are later than the query's target.
+        before_target: also drop other users' edges that are later than the query's target; false for a table without
+            times.
     """
 
     chains: int = 5

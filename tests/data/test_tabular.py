@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2rec_jax.config import DataConfig, TableConfig, TrainConfig, as_plain
+from r2rec_jax.config import DataConfig, GraphConfig, TableConfig, TrainConfig, as_plain
 from r2rec_jax.data.fetch import changed_sources, locate
 from r2rec_jax.data.interactions import Dataset
 from r2rec_jax.data.load import load_dataset
@@ -264,6 +264,16 @@ def test_settings_that_do_not_fit_a_table() -> None:
         DataConfig(name="table", split="global-time", table=TableConfig(timestamp=None))
     with pytest.raises(ValueError, match=r"data\.k_core must be 0 for MovieLens"):
         DataConfig(k_core=5)
+
+
+def test_without_times_no_edge_is_older_than_another_users_target() -> None:
+    timeless = DataConfig(name="table", table=TableConfig(timestamp=None))
+    with pytest.raises(ValueError, match=r"graph\.before_target must be false for a table without data\.table\.time.*"
+                                         r"; got True$"):
+        TrainConfig(data=timeless, graph=GraphConfig(before_target=True))
+    assert not TrainConfig(data=timeless).graph.before_target
+    for data in (DataConfig(name="table"), replace(DataConfig(), table=timeless.table)):
+        assert TrainConfig(data=data, graph=GraphConfig(before_target=True)).data.has_times
 
 
 def test_settings_survive_the_manifest_and_places_enter_no_key(folder: Path) -> None:
