@@ -83,6 +83,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check(self.prompts.answer.top <= self.data.candidates, "prompts.answer.top",
                "<= data.candidates", self.prompts.answer.top)
+        check(self.prompts.chains or self.prompts.thoughts != "prompt", "prompts.thoughts",
+               "completion or none when prompts.chains is false", self.prompts.thoughts,
+               "a prompt shows thoughts with its chains, and a teacher would write them for nothing")
         check(not (self.grpo.start == "base" and self.grpo.reference == "sft"), "grpo.reference",
                "'base' when grpo.start is 'base'", self.grpo.reference, "there is no SFT adapter to compare with")
         check(not (self.backbone.source == "tiny" and self.pretrain.adapt), "pretrain.adapt",

@@ -169,9 +169,9 @@ class PromptConfig:
             then its whole name, so that nothing is said of years. With item tokens a thought then holds the prompt's
             token, whose letters a model cannot see; without ``facts`` only (*extension*).
         chains: show the interaction chains (the paper's ablation "w/o Interaction Chain" sets false).
-        thoughts: ``completion`` (the model writes them), ``prompt`` (a teacher's are shown: "Prompt Full"), or
-            ``none`` (no reasoning asked for: "w/o Reasoning Chain"). Under either ablation SFT has rating questions
-            with thoughts on chains beside the rankings, unless ``sft.thought_weight`` is 0.
+        thoughts: ``completion`` (the model writes them), ``prompt`` (a teacher's are shown with the ``chains``:
+            "Prompt Full"), or ``none`` (no reasoning asked for: "w/o Reasoning Chain"). Under either ablation SFT has
+            rating questions with thoughts on chains beside the rankings, unless ``sft.thought_weight`` is 0.
         detail: ``hops`` writes a statement for each hop of a chain, ``brief`` one statement a chain.
         wording: of the template's statements: ``varied`` takes one of several phrasings by a hash, as people's words
             vary; ``fixed`` always the first, so that what SFT learns and GRPO draws is what is said, not how.

@@ -178,7 +178,8 @@ def make_exam(work: Workspace, config: EvaluateConfig) -> PolicyExam:
             prepared.with_negatives(negatives_of(work, config)), config.split, work.config.train_seed)
     if config.chains == "none":
         prompts = replace(prompts, chains=False)
-    rendered = render_queries(prepared, queries, prompts, work.tokenizer, shown_thoughts(work, queries, prepared))
+    shown = shown_thoughts(work, queries, prepared) if prompts.chains else None
+    rendered = render_queries(prepared, queries, prompts, work.tokenizer, shown)
     known = cache(lambda: _known_truths(rendered, prompts))
     own_words = work.config.thoughts.teacher == "template"
     return PolicyExam([r.for_evaluation(prepared) for r in rendered], lambda name: make_generate(work, name, config),

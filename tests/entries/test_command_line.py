@@ -250,8 +250,14 @@ def test_shown_thoughts_are_those_of_the_swapped_chains(data, tmp_path):
     run = tmp_path / "run"
     assert train(arguments(data, run, "--prompts.thoughts=prompt", "--stages=prepare,thoughts")) == 0
     work = Workspace(RunFolder.existing(run))
+    store = run / "thoughts" / "thoughts.jsonl"
+    before = store.read_text()
+    none = make_exam(work, EvaluateConfig(chains="none"))
+    assert store.read_text() == before, "no teacher is asked for what no prompt shows"
+    assert not any("  Thought: " in q.prompt for q in none.queries)
     own, swapped = ({q.query_id: q.prompt for q in make_exam(work, EvaluateConfig(chains=chains)).queries}
                     for chains in ("own", "swapped"))
+    assert store.read_text() != before, "these are asked for now"
     shown = 0
     for query_id, prompt in swapped.items():
         chains = re.findall(r"^- target user -.*$", prompt, re.M)
