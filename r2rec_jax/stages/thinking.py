@@ -214,8 +214,9 @@ def held_out_examples(work: Workspace, written: Written | None = None) -> list[T
 
 
 def _are_unread(config: TrainConfig) -> bool:
-    """Whether no prompt, example or text of the run has a thought in it."""
-    return (config.prompts.thoughts == "none" and not config.sft.thought_weight
+    """Whether no prompt, example or text of the run has a thought in it; a ranking has those of chains it shows."""
+    of_rankings = config.prompts.chains and config.prompts.thoughts != "none"
+    return (not of_rankings and not config.sft.thought_weight
             and not (config.trains_backbone and config.pretrain.mix.thoughts))
 
 

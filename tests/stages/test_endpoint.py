@@ -104,9 +104,10 @@ def test_the_costs_and_address_do_not_enter_the_stage_key(data, tmp_path):
         assert server.asked.total() == asked
 
 
-def test_thoughts_that_nothing_reads_are_not_paid_for(data, tmp_path):
+@pytest.mark.parametrize("setting", ["--prompts.thoughts=none", "--prompts.chains=false"])
+def test_thoughts_that_nothing_reads_are_not_paid_for(data, tmp_path, setting):
     with serve() as server:
-        more = ["--prompts.thoughts=none", "--sft.thought_weight=0"]
+        more = [setting, "--sft.thought_weight=0"]
         assert train(arguments(data, tmp_path / "run", *teacher(server.url), *more)) == 0
         assert server.asked.total() == 0
     result = json.loads((tmp_path / "run" / "stages.json").read_text())["thoughts"]["result"]
