@@ -1,10 +1,10 @@
-"""Settings of different sections that do not go together are refused on construction."""
+"""Seeds out of range, and settings of different sections that do not go together, are refused on construction."""
 
 from __future__ import annotations
 
 import pytest
 
-from r2rec_jax.config import PromptConfig, TrainConfig
+from r2rec_jax.config import DataConfig, PromptConfig, TrainConfig
 
 
 def test_thoughts_are_shown_with_chains_or_not_at_all() -> None:
@@ -13,3 +13,12 @@ def test_thoughts_are_shown_with_chains_or_not_at_all() -> None:
         TrainConfig(prompts=PromptConfig(chains=False, thoughts="prompt"))
     for thoughts in ("completion", "none"):
         TrainConfig(prompts=PromptConfig(chains=False, thoughts=thoughts))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused_at_once(seed: int) -> None:
+    with pytest.raises(ValueError, match=rf"^train_seed must be in 0\.\.2\*\*32 - 1; got {seed}$"):
+        TrainConfig(train_seed=seed)
+    with pytest.raises(ValueError, match=rf"^data\.split_seed must be in 0\.\.2\*\*32 - 1; got {seed}$"):
+        DataConfig(split_seed=seed)
+    assert TrainConfig(train_seed=seed % 2**32, data=DataConfig(split_seed=seed % 2**32)).train_seed >= 0

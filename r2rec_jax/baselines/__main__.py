@@ -14,6 +14,7 @@ from typing import Any
 
 from r2rec_jax.baselines.classical import NAMES, config_class
 from r2rec_jax.config import DataConfig, TrainConfig
+from r2rec_jax.config.check import check_seed
 from r2rec_jax.stages.cli import add_train_config, make_parser, parse, parse_train_config, run_entry, write_json
 
 DESCRIPTION = f"""Train classical recommenders on training edges, keep the epoch that is best on the validation targets,
@@ -89,6 +90,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     models = model_names(given.models)
     if len(set(given.seeds)) != len(given.seeds):
         raise ValueError(f"--seeds must be distinct; got {given.seeds}")
+    for seed in given.seeds:
+        check_seed("--seeds", seed)
 
     from r2rec_jax.evaluation.tables import print_table
     from r2rec_jax.stages.baselines import BaselineConfig, run_baselines

@@ -13,7 +13,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from r2rec_jax.config.check import check
+from r2rec_jax.config.check import check, check_seed
 from r2rec_jax.config.data import AnswerConfig, DataConfig, GraphConfig, PromptConfig, ThoughtsConfig
 from r2rec_jax.config.endpoint import EndpointConfig
 from r2rec_jax.config.model import BackboneConfig, LoraConfig, TinyConfig
@@ -81,6 +81,7 @@ class TrainConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
+        check_seed("train_seed", self.train_seed)
         check(self.prompts.answer.top <= self.data.candidates, "prompts.answer.top",
                "<= data.candidates", self.prompts.answer.top)
         check(self.prompts.chains or self.prompts.thoughts != "prompt", "prompts.thoughts",

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from r2rec_jax.config.check import check
+from r2rec_jax.config.check import check, check_seed
 from r2rec_jax.config.endpoint import EndpointConfig
 from r2rec_jax.config.table import TableConfig
 
@@ -80,6 +80,7 @@ class DataConfig:
         if isinstance(self.table, dict):
             object.__setattr__(self, "table", TableConfig(**self.table))
         self._check_source()
+        check_seed("data.split_seed", self.split_seed)
         check(self.min_positives >= 3, "data.min_positives", ">= 3", self.min_positives,
                "one positive each for test, validation and history")
         check(self.min_history >= 1, "data.min_history", ">= 1", self.min_history)

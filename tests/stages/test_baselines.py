@@ -104,6 +104,13 @@ def test_other_settings_are_refused_by_name_unless_overwritten(data: Path, tmp_p
     assert "prepared with other settings: data.eval_users" in _refused(capsys, fewer)
 
 
+def test_a_seed_out_of_range_is_refused_before_the_others_run(data: Path, tmp_path: Path,
+                                                              capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = _arguments(data, tmp_path, "--seeds", "0", str(2**32), models="popularity")
+    assert f"--seeds must be in 0..2**32 - 1; got {2**32}" in _refused(capsys, wrong)
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_data_under_the_same_settings_are_refused(data: Path, tmp_path: Path,
                                                        capsys: pytest.CaptureFixture[str]) -> None:
     assert main(_arguments(data, tmp_path, models="popularity")) == 0

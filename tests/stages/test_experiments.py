@@ -89,6 +89,11 @@ def test_a_wrong_list_is_refused_before_anything_runs(tmp_path: Path, change: di
         trials_of(read_list(path))
 
 
+def test_seeds_out_of_range_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"experiment main: data\.split_seed must be in 0\.\.2\*\*32 - 1; got -1"):
+        trials_of(replace(read_list(write_list(tmp_path)), seeds=(-1,)))
+
+
 def test_a_list_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     for path in (tmp_path / "list.yaml", tmp_path / "nowhere.yaml"):
