@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2rec_jax.config import RewardFunction
+from r2rec_jax.reasons import one_line
 
 Function = Callable[..., Sequence[float | None]]
 
@@ -61,9 +62,9 @@ def load_functions(entries: Sequence[RewardFunction]) -> dict[str, Function]:
         module, _, name = entry.function.partition(":")
         try:
             function: Any = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
+        except (Exception, SystemExit) as error:  # a module of the user's own may fail in any way
             raise ValueError(f"rewards.functions must be importable from the current folder or the environment; "
-                             f"{entry.function!r} is not: {error}") from None
+                             f"{entry.function!r} is not: {type(error).__name__}: {one_line(error)}") from error
         if not callable(function):
             raise ValueError(f"rewards.functions must name functions; {entry.function!r} is a "
                              f"{type(function).__name__}")

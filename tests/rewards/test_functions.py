@@ -103,6 +103,20 @@ def test_wrong_paths_are_named(module: str) -> None:
         RewardConfig(functions=[RewardFunction("m:f"), RewardFunction("m:f", 2.0)])
 
 
+@pytest.mark.parametrize(("text", "reason"), [
+    ("weights = [undefined]", "NameError: name 'undefined' is not defined"),
+    ("def f(completions:", r"SyntaxError: .*\(broken_rewards\.py, line 1\)"),
+    ("raise RuntimeError('no\\n  table')", "RuntimeError: no table"), ("import sys; sys.exit(3)", "SystemExit: 3"),
+    ("import no_such_module_here", "ModuleNotFoundError: No module named 'no_such_module_here'")])
+def test_a_module_that_fails_on_import_is_named_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                               text: str, reason: str) -> None:
+    (tmp_path / "broken_rewards.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "broken_rewards", raising=False)
+    with pytest.raises(ValueError, match=rf"importable .*; 'broken_rewards:f' is not: {reason}$"):
+        load_functions([RewardFunction("broken_rewards:f")])
+
+
 @pytest.mark.slow
 def test_a_run_trains_on_them(module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_ml100k(tmp_path / "ml")
