@@ -148,8 +148,18 @@ def test_parts_of_the_gpus(tmp_path: Path) -> None:
     assert gpus({}) == ["0", "2,10"]
     assert gpus({"CUDA_VISIBLE_DEVICES": "GPU-a, 3 ,1,7"}) == ["GPU-a,3", "1,7"]
     assert gpus({"CUDA_VISIBLE_DEVICES": ""}) == gpus({"JAX_PLATFORMS": "cpu"}) == [None, None]
-    with pytest.raises(ValueError, match=r"--jobs must be in 1\.\.1, the GPUs of this process; got 2; JAX_PLATFORMS"):
-        gpus({"CUDA_VISIBLE_DEVICES": "5"})
+    for only in ("5", "5,-1,3"):
+        with pytest.raises(ValueError, match=r"--jobs must be in 1\.\.1, the GPUs of this process; got 2; JAX_PLAT"):
+            gpus({"CUDA_VISIBLE_DEVICES": only})
+
+
+@needs_two
+@pytest.mark.parametrize(("named", "expected"), [
+    ("-1", [None, None]), ("NoDevFiles", [None, None]), (" -1, 0,1", [None, None]), ("0,2,-1,3", ["0", "2"]),
+    ("0,1,", ["0", "1"]), ("0,1,,2,3", ["0", "1"]), ("GPU-a,MIG-b,none,1", ["GPU-a", "MIG-b"])])
+def test_the_list_of_gpus_ends_where_it_ends_for_cuda(tmp_path: Path, named: str, expected: list[str | None]) -> None:
+    (tmp_path / "nvidia0").touch()
+    assert [share.gpus for share in shares(2, {"CUDA_VISIBLE_DEVICES": named}, tmp_path)] == expected
 
 
 @needs_two

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+
+_DEVICE = re.compile(r"[0-9]+|(GPU|MIG)-.+")
+"""An entry of ``CUDA_VISIBLE_DEVICES`` that names a device: its number or its UUID."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,9 @@ def _part(things: Sequence[T], job: int, jobs: int) -> Sequence[T]:
 def visible_gpus(environment: Mapping[str, str], devices: Path) -> list[str]:
     """Names of the GPUs that a process sees, as ``CUDA_VISIBLE_DEVICES`` has them; none where jax is to use the CPU.
 
+    As CUDA reads that list, it ends before the first entry that names no device: ``0,2,-1,3`` is 0 and 2, and ``-1``
+    and ``NoDevFiles`` are none.
+
     Args:
         environment: of the process.
         devices: where the driver lists them.
@@ -66,5 +74,5 @@ def visible_gpus(environment: Mapping[str, str], devices: Path) -> list[str]:
         return []
     named = environment.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [name.strip() for name in named.split(",") if name.strip()]
+        return list(takewhile(_DEVICE.fullmatch, map(str.strip, named.split(","))))
     return sorted((path.name.removeprefix("nvidia") for path in devices.glob("nvidia[0-9]*")), key=int)
