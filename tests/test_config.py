@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from r2rec_jax.config import DataConfig, PromptConfig, TrainConfig
+from r2rec_jax.config import DataConfig, EvaluateConfig, PromptConfig, TrainConfig
 
 
 def test_thoughts_are_shown_with_chains_or_not_at_all() -> None:
@@ -22,3 +22,11 @@ def test_a_seed_that_no_generator_takes_is_refused_at_once(seed: int) -> None:
     with pytest.raises(ValueError, match=rf"^data\.split_seed must be in 0\.\.2\*\*32 - 1; got {seed}$"):
         DataConfig(split_seed=seed)
     assert TrainConfig(train_seed=seed % 2**32, data=DataConfig(split_seed=seed % 2**32)).train_seed >= 0
+
+
+def test_validation_queries_must_be_drawn_to_be_evaluated() -> None:
+    none = DataConfig(validation_users=0)
+    with pytest.raises(ValueError, match=r"^data\.validation_users must be >= 1 when evaluate\.split is 'validation'; "
+                                         r"got 0$"):
+        TrainConfig(data=none, evaluate=EvaluateConfig(split="validation"))
+    TrainConfig(data=none)

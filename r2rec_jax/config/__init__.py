@@ -84,6 +84,8 @@ class TrainConfig:
         check_seed("train_seed", self.train_seed)
         check(self.prompts.answer.top <= self.data.candidates, "prompts.answer.top",
                "<= data.candidates", self.prompts.answer.top)
+        check(self.evaluate.split != "validation" or self.data.validation_users >= 1, "data.validation_users",
+               ">= 1 when evaluate.split is 'validation'", self.data.validation_users)
         check(self.prompts.chains or self.prompts.thoughts != "prompt", "prompts.thoughts",
                "completion or none when prompts.chains is false", self.prompts.thoughts,
                "a prompt shows thoughts with its chains, and a teacher would write them for nothing")

@@ -123,9 +123,9 @@ def evaluation_queries(work: Workspace, config: EvaluateConfig) -> list[Query]:
     """The frozen queries that are evaluated, with the candidates of ``evaluate.negatives``.
 
     Raises:
-        ValueError: more users are asked for than were frozen, or lists that were not.
+        ValueError: there are none, fewer than ``evaluate.users``, or no such lists.
     """
-    queries = list(work.prepared.with_negatives(negatives_of(work, config)).queries[config.split])
+    queries = work.prepared.with_negatives(negatives_of(work, config)).asked(config.split)
     if config.users is not None and config.users > len(queries):
         field = {"test": "eval_users", "validation": "validation_users"}.get(config.split, f"{config.split}_queries")
         raise ValueError(f"evaluate.users must be <= the {len(queries)} frozen {config.split} queries; got "

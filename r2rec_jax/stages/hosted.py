@@ -87,7 +87,7 @@ def exam_of_prepared(folder: Path, prompts: PromptConfig, config: EvaluateConfig
     """Prompts over a prepared folder, without a run: all chains are shown, whatever their length in tokens.
 
     Raises:
-        ValueError: the folder is no prepared one, has fewer queries than asked for, or prompts show thoughts.
+        ValueError: the folder is no prepared one, has none or fewer queries than asked for, or prompts show thoughts.
     """
     from r2rec_jax.stages.prepared import Prepared
 
@@ -98,7 +98,7 @@ def exam_of_prepared(folder: Path, prompts: PromptConfig, config: EvaluateConfig
     configured = prepared.negatives
     if config.negatives is not None:
         prepared = prepared.with_negatives(config.negatives)
-    queries = list(prepared.queries[config.split])
+    queries = prepared.asked(config.split)
     if config.users is not None and config.users > len(queries):
         raise ValueError(f"--users must be <= the {len(queries)} frozen {config.split} queries; got {config.users}")
     asked = [_render(prepared, query, prompts) for query in queries[:config.users]]

@@ -123,6 +123,18 @@ class Prepared:
         """query_id -> frozen query."""
         return {query.query_id: query for split in SPLITS for query in self.queries[split]}
 
+    def asked(self, split: Split) -> list[Query]:
+        """The frozen queries of a split that is to be evaluated.
+
+        Raises:
+            ValueError: there is none, which ``data.validation_users`` 0 allows.
+        """
+        if not self.queries[split]:
+            raise ValueError(f"data.validation_users must be >= 1 to evaluate {split} queries; got "
+                             f"{self.data_config.validation_users}, so that {self.folder} has none; take another "
+                             "split, or prepare anew with more")
+        return list(self.queries[split])
+
     def history(self, query: Query) -> list[tuple[int, float]]:
         """(item_idx, rating) of what a query may see of its own user: all events before the target, oldest first."""
         return self.dataset.history(query.user_idx, query.place)

@@ -6,11 +6,15 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 
-from r2rec_jax.config import DataConfig, GraphConfig, TrainConfig
+from r2rec_jax.config import DataConfig, EvaluateConfig, GraphConfig, PromptConfig, TrainConfig
 from r2rec_jax.data.candidates import SAMPLERS
+from r2rec_jax.stages.evaluation import make_exam
+from r2rec_jax.stages.hosted import exam_of_prepared
 from r2rec_jax.stages.manifest import RECORDED
 from r2rec_jax.stages.prepare import prepare, prepare_stage
 from r2rec_jax.stages.prepared import Prepared
@@ -40,6 +44,20 @@ def folder(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def copy_of(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("method", ["generate", "likelihood"])
+@pytest.mark.parametrize("users", [None, 2])
+def test_queries_that_the_data_has_not_are_not_evaluated(source: Path, tmp_path: Path, users: int | None,
+                                                         method: Literal["generate", "likelihood"]) -> None:
+    """Before a tokenizer or weights are looked for."""
+    none = config(source, validation_users=0)
+    work: Any = SimpleNamespace(config=none, prepared=prepare(none, tmp_path / "prepared"))
+    wanted = EvaluateConfig(split="validation", method=method, users=users)
+    with pytest.raises(ValueError, match=r"^data\.validation_users must be >= 1 to evaluate validation queries; got 0"):
+        make_exam(work, wanted)
+    with pytest.raises(ValueError, match=r"^data\.validation_users must be >= 1 to evaluate validation queries; got 0"):
+        exam_of_prepared(tmp_path / "prepared", PromptConfig(), wanted, tmp_path / "out")
 
 
 def test_other_negatives_are_those_of_their_own_preparation(source: Path, folder: Path, tmp_path: Path) -> None:
