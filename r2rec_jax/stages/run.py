@@ -41,9 +41,9 @@ READS: dict[str, tuple[str, ...]] = {
 }
 """Which settings each stage reads (those of the stages it builds on come through their keys)."""
 
-BESIDES: dict[str, tuple[str, ...]] = {"thoughts": ("sft.thought_weight",)}
-"""Settings of other sections that a stage reads too. They are compared, but enter no key, which they did not when run
-folders came into use: what an earlier version has finished stays finished."""
+BESIDES: dict[str, tuple[str, ...]] = {"thoughts": ("sft.thought_weight", "pretrain.mix.thoughts")}
+"""Settings of other sections that a stage reads too, see :func:`besides`. They are compared, but enter no key, which
+they did not when run folders came into use: what an earlier version has finished stays finished."""
 
 _BUILDS_ON: dict[str, tuple[str, ...]] = {
     "prepare": (), "thoughts": ("prepare",), "pretrain": ("thoughts",), "sft": ("pretrain",),
@@ -130,9 +130,14 @@ def read_settings(plain: dict[str, Any], stage: str, texts: str = TEMPLATE_VERSI
 
 
 def besides(plain: dict[str, Any], stage: str) -> dict[str, Any]:
-    """Those of :data:`BESIDES`, as {dotted name: value}."""
-    split = {name: name.split(".") for name in BESIDES.get(stage, ())}
-    return {name: plain[section].get(field) for name, (section, field) in split.items()}
+    """Those of :data:`BESIDES`, as {dotted name: value}; of the last, whether a tokenizer is trained on thoughts that
+    are written for it alone."""
+    found = {name: _setting(plain, name) for name in BESIDES.get(stage, ())}
+    if found:
+        others = plain["prompts"]["thoughts"] != "none" or found["sft.thought_weight"]
+        tiny = plain["backbone"]["source"] == "tiny"
+        found["pretrain.mix.thoughts"] = bool(tiny and not others and found["pretrain.mix.thoughts"])
+    return found
 
 
 def compared_settings(plain: dict[str, Any], stage: str, *texts: str) -> dict[str, Any]:
@@ -144,8 +149,7 @@ def compared_settings(plain: dict[str, Any], stage: str, *texts: str) -> dict[st
 
 def rounding(plain: Mapping[str, Any]) -> dict[str, Any]:
     """:data:`ROUNDING`, as {dotted name: value}; the mean that ``bnpo`` takes is over ``micro_prompts`` prompts."""
-    split = {name: name.split(".") for name in ROUNDING}
-    return {name: plain[section].get(field) for name, (section, field) in split.items()
+    return {name: _setting(plain, name) for name in ROUNDING
             if name != "grpo.micro_prompts" or plain["grpo"]["loss"] != "bnpo"}
 
 
@@ -240,8 +244,10 @@ class RunFolder:
             changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
             if changed and (stage in done or self.folder(stage).exists()):
                 touched.append(stage)
-                told = [(k, old.get(k, _setting(old_plain, k)), new.get(k, _setting(plain, k))) for k in changed]
-                names += [f"{k} (was {before!r}, now {now!r})" for k, before, now in told if before != now]
+                for k in changed:
+                    was, now = (_setting(start, k) if k in BESIDES.get(stage, ()) else read.get(k, _setting(start, k))
+                                for start, read in ((old_plain, old), (plain, new)))
+                    names += [f"{k} (was {was!r}, now {now!r})"] if was != now else []
         if not touched:
             return
         if not overwrite:
@@ -344,9 +350,10 @@ class RunFolder:
 
 def _setting(plain: Mapping[str, Any], name: str) -> Any:
     """A setting by its dotted name, whether or not a key has it; None where there is none."""
-    section, _, field = name.partition(".")
-    value = plain.get(section)
-    return value.get(field) if field and isinstance(value, dict) else value
+    value: Any = plain
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def made_with(record: Mapping[str, Any]) -> dict[str, Any]:

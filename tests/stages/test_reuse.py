@@ -5,10 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from r2rec_jax.config import GrpoConfig, SftConfig, TrainConfig
+from r2rec_jax.config import (
+    BackboneConfig,
+    GrpoConfig,
+    MixConfig,
+    PretrainConfig,
+    PromptConfig,
+    SftConfig,
+    TrainConfig,
+)
 from r2rec_jax.files import write_json
 from r2rec_jax.stages.reuse import TAKEN, reuse_stages
 from r2rec_jax.stages.run import RunFolder
@@ -77,6 +86,16 @@ def test_examples_of_another_mix_are_not_taken(tmp_path: Path) -> None:
     mixed = make_run(tmp_path / "mixed", TAKEN)
     run = make_run(tmp_path / "run", sft=SftConfig(thought_weight=0.0))
     assert list(reuse_stages(run, TAKEN, [str(mixed.path)])) == ["prepare"]
+
+
+def test_a_tokenizer_of_other_texts_is_not_taken(tmp_path: Path) -> None:
+    def settings(share: float) -> dict[str, Any]:
+        return {"backbone": BackboneConfig(source="tiny"), "prompts": PromptConfig(thoughts="none"),
+                "sft": SftConfig(thought_weight=0.0), "pretrain": PretrainConfig(mix=MixConfig(thoughts=share))}
+
+    read = make_run(tmp_path / "read", TAKEN, **settings(0.5))
+    run = make_run(tmp_path / "run", **settings(0.0))
+    assert list(reuse_stages(run, TAKEN, [str(read.path)])) == ["prepare"]
 
 
 def test_other_outcomes_below_are_other_inputs(tmp_path: Path) -> None:

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from r2rec_jax.config import STAGES, BackboneConfig, GrpoConfig, SftConfig, TrainConfig, as_plain
+from r2rec_jax.config import (
+    STAGES,
+    BackboneConfig,
+    GrpoConfig,
+    MixConfig,
+    PretrainConfig,
+    PromptConfig,
+    SftConfig,
+    TrainConfig,
+    as_plain,
+)
 from r2rec_jax.files import write_json
 from r2rec_jax.stages import run as run_module
 from r2rec_jax.stages.run import HOSTED, LATER, READS, RunFolder, config_from_plain, read_settings, stage_key
@@ -142,6 +152,31 @@ def test_the_examples_of_another_mix_are_not_trained_on(tmp_path):
         open_run(other)
     run = open_run(other, overwrite=True)
     assert run.is_done("prepare") and not run.is_done("thoughts") and not run.folder("thoughts").exists()
+
+
+def unread(tmp_path: Path, share: float, **changes) -> TrainConfig:
+    """Settings under which thoughts are written for the texts of pretraining or not at all."""
+    settings = {"backbone": BackboneConfig(source="tiny"), "prompts": PromptConfig(thoughts="none"),
+                "sft": SftConfig(thought_weight=0.0), "pretrain": PretrainConfig(mix=MixConfig(thoughts=share))}
+    return config(tmp_path, **(settings | changes))
+
+
+def test_a_tokenizer_of_other_texts_is_not_kept(tmp_path):
+    """The texts that a tokenizer is trained on have thoughts where something reads thoughts, if only pretraining."""
+    c = unread(tmp_path, 0.0)
+    finish(open_run(c), "prepare", "thoughts")
+    with pytest.raises(ValueError, match=r"settings: pretrain\.mix\.thoughts \(was 0\.0, now 0\.5\); .* thoughts and"):
+        open_run(unread(tmp_path, 0.5))
+    run = open_run(unread(tmp_path, 0.5), overwrite=True)
+    assert run.is_done("prepare") and not run.is_done("thoughts")
+    finish(run, "thoughts")
+    assert open_run(unread(tmp_path, 0.2)).is_done("thoughts"), "how many are read is for pretraining to know"
+
+
+@pytest.mark.parametrize("changes", [{"prompts": PromptConfig()}, {"sft": SftConfig()}, {"backbone": BackboneConfig()}])
+def test_the_share_of_thoughts_does_not_matter_where_it_decides_nothing(tmp_path, changes):
+    finish(open_run(unread(tmp_path, 0.0, **changes)), "prepare", "thoughts")
+    assert open_run(unread(tmp_path, 0.5, **changes)).is_done("thoughts")
 
 
 def test_grpo_without_sft_does_not_build_on_it(tmp_path):
