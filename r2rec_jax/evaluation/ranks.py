@@ -1,6 +1,7 @@
 """Where the target stood for every user: the record that language models and score-based systems share.
 
     ranks-<split>-<negatives>.jsonl      one line an answer; the input of every paired test, table and breakdown
+    ranks-<split>-<negatives>.json       of a run's policy: the settings that it answered under
 
 A language model's records come from its predictions (:func:`from_predictions`), a score-based system's from its scores
 of the whole catalogue (:func:`from_scores`). What is averaged, tested or broken down afterwards sees records only, so
@@ -19,12 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from r2rec_jax.data.fetch import sha256_of
 from r2rec_jax.data.interactions import Dataset
 from r2rec_jax.data.queries import Query
 from r2rec_jax.data.splits import item_edges
 from r2rec_jax.evaluation.predictions import Prediction
 from r2rec_jax.evaluation.ranking import MISS, rank_from_scores, rank_in_catalogue
-from r2rec_jax.files import write_json_lines
+from r2rec_jax.files import read_json, write_json, write_json_lines
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,23 @@ def candidates_sha(candidates: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(sorted(candidates)).encode()).hexdigest()[:16]
 
 
-def write_ranks(path: str | Path, records: Iterable[RankRecord]) -> None:
-    """Replace a file by one record a line."""
+def write_ranks(path: str | Path, records: Iterable[RankRecord], settings: Mapping[str, Any] | None = None) -> None:
+    """Replace a file by one record a line, and the one beside it by the ``settings`` that were answered under."""
     write_json_lines(path, (record.to_plain() for record in records))
+    if settings is not None:
+        write_json(_settings_file(path), {"settings": settings, "ranks_sha256": sha256_of(Path(path))})
+
+
+def read_settings_beside(path: str | Path) -> dict[str, Any] | None:
+    """The settings under which a file's ranks were answered; None where nothing beside it says so of these ranks (an
+    earlier version wrote them)."""
+    file = _settings_file(path)
+    beside = read_json(file, "delete it and evaluate the system again") if file.exists() else {}
+    return beside["settings"] if beside.get("ranks_sha256") == sha256_of(Path(path)) else None
+
+
+def _settings_file(path: str | Path) -> Path:
+    return Path(path).with_suffix(".json")
 
 
 def read_ranks(path: str | Path) -> list[RankRecord]:

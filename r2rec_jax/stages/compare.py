@@ -6,6 +6,9 @@ Two kinds of folders are read, or any folder above them:
         and hosted/ranks-test-<negatives>-<system>.jsonl         models that were asked its queries
     result.json, ranks-test-<negatives>.jsonl                    a model of ``python -m r2rec_jax.baselines``, or a
                                                                  hosted one of ``evaluate --endpoint``
+
+``evaluate`` settings of a run may change, and ranks outlive that: those that were answered under other settings than
+the run has now are left out by name.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from r2rec_jax.data.queries import split_name
 from r2rec_jax.evaluation.blocks import SystemRun, check_block, gather
 from r2rec_jax.evaluation.comparison import BlockReport, report_block
 from r2rec_jax.evaluation.paper import TABLE_1, TABLE_2, breaks_the_law, table_order
-from r2rec_jax.evaluation.ranks import read_ranks
+from r2rec_jax.evaluation.ranks import read_ranks, read_settings_beside
 from r2rec_jax.evaluation.tables import result_file
 from r2rec_jax.files import read_json, write_json, write_text
 from r2rec_jax.reporting.breakdowns import plot_breakdowns
@@ -126,8 +129,8 @@ def find_runs(folders: Sequence[str]) -> list[SystemRun]:
         for place in places:
             own = _language_model(place) if (place / "run.json").exists() else _baseline(place)
             if not own and place == top:
-                raise ValueError(f"{given} must hold ranks of test queries; it has none; evaluate it first (python -m "
-                                 f"r2rec_jax.evaluate --run {given} --checkpoint ...)")
+                raise ValueError(f"{given} must hold ranks of test queries under its settings; it has none; evaluate "
+                                 f"it first (python -m r2rec_jax.evaluate --run {given} --checkpoint ...)")
             if not own:
                 progress.say(f"compare: {place} is left out, it holds no ranks of test queries")
             found.setdefault(place.resolve(), own)
@@ -157,7 +160,8 @@ def _language_model(folder: Path) -> list[SystemRun]:
             raise ValueError(f"{path} must be named ranks-test-<negatives>-<system>.jsonl; delete it")
         negatives, records = match.group(1), tuple(read_ranks(path))
         system = records[0].system
-        asked = _asked_hosted(path, run, negatives) if path.parent.name == HOSTED else _asked(config, system)
+        find = _asked_hosted if path.parent.name == HOSTED else _asked
+        asked = find(path, run, negatives, system)
         if asked is None:
             continue
         runs.append(SystemRun(
@@ -168,14 +172,34 @@ def _language_model(folder: Path) -> list[SystemRun]:
     return runs
 
 
-def _asked(config: TrainConfig, system: str) -> dict[str, Any]:
-    """The settings by which a run's own system answered."""
+def _asked(ranks: Path, run: RunFolder, negatives: str, system: str) -> dict[str, Any] | None:
+    """The settings by which a run's own system answered; None where they are not those that the run has now."""
     method = "likelihood" if "-likelihood" in system else "generate"
-    own = replace(config.evaluate, method=method, chains="own", split="test", likelihood="sum")
+    own = replace(run.config.evaluate, method=method, chains="own", split="test", likelihood="sum")
+    known = read_settings_beside(ranks) or _reported(ranks, run, negatives, system)
+    was = ({"answers": 1} if known else {}) | known  # a version that drew one answer did not say so
+    other = [f"{name} {was[name]} instead of {getattr(own, name)}" for name in SHAPING[method]
+             if name in was and was[name] != getattr(own, name)]
+    if other:
+        progress.say(f"compare: {ranks} is left out, it was answered under other settings than its run has now "
+                     f"({', '.join(other)}); evaluate {system} again")
+        return None
     return own.answer_settings("")  # what negatives and what likelihood is known by other names already
 
 
-def _asked_hosted(ranks: Path, run: RunFolder, negatives: str) -> dict[str, Any] | None:
+def _reported(ranks: Path, run: RunFolder, negatives: str, system: str) -> dict[str, Any]:
+    """The settings in the latest result file that has a system's row, for ranks of a version that kept none beside
+    them; nothing where there is no such file."""
+    lists = "test" if negatives == run.config.data.negatives else f"test-{negatives}"
+    policy = system.partition("-likelihood")[0]
+    suffix, checkpoint = system.removeprefix(policy), {"pretrained": "base", "sft+grpo": "grpo"}.get(policy, policy)
+    files = [ranks.with_name(f"results-{lists}{name}{suffix}.json") for name in ("", f"-{checkpoint}")]
+    results = [read_json(file, "evaluate the system again") for file in files if file.exists()]
+    mine = [result for result in results if any(row.get("system") == system for row in result["rows"])]
+    return max(mine, key=lambda result: result.get("created", "")).get("settings", {}) if mine else {}
+
+
+def _asked_hosted(ranks: Path, run: RunFolder, negatives: str, _: str) -> dict[str, Any] | None:
     """The settings by which a hosted model answered, from the result file beside its ranks; None where that is not of
     the prompts that the run has now."""
     lists = "test" if negatives == run.config.data.negatives else f"test-{negatives}"

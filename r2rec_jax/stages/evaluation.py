@@ -1,6 +1,7 @@
 """The evaluate stage: every policy of the run on the same frozen queries, by the protocol of ``evaluation``.
 
     <run>/evaluate/predictions-<lists>-<system>.jsonl    one line an answer: prompt, raw output, parsed ranking, target
+    <run>/evaluate/ranks-...-<system>.jsonl, .json       where targets stood, and the settings they were asked under
     <run>/evaluate/results-<lists>.json                  the rows, with commit, settings, seeds, hardware
 
 ``<lists>`` is the split, followed by the sampler of the negatives where it is not that of ``data.negatives``, by
@@ -266,7 +267,8 @@ def _report(work: Workspace, config: EvaluateConfig, exam: PolicyExam,
                "true_rate": exam.truth(mine)}
             for mine in predictions.values()]
     for name, mine in predictions.items():
-        write_ranks(evaluation_files(work, name, config).ranks, from_predictions(mine, edges))
+        write_ranks(evaluation_files(work, name, config).ranks, from_predictions(mine, edges),
+                    config.answer_settings(negatives_of(work, config)))
     settings = {k: v for k, v in as_plain(c).items() if k != "parallel"}  # no result depends on it
     trained = {stage: code for name in predictions for stage, code in work.run.origin(trained_by(name)).items()}
     result = result_file(

@@ -106,6 +106,23 @@ def test_a_run_can_be_compared(finished, tmp_path, capsys):
     assert all(row["by_popularity"][0]["edges"][0] >= 0 for row in rows)
 
 
+def test_what_was_answered_under_earlier_settings_is_not_compared(finished, data, tmp_path, capsys):
+    """A start that does not evaluate leaves the ranks, and the run has other settings from then on."""
+    from r2rec_jax.evaluate import main as evaluate
+
+    run, out = tmp_path / "run", tmp_path / "out.json"
+    shutil.copytree(finished, run)
+    assert train(arguments(data, run, "--stages=prepare", "--evaluate.temperature=0.31", "--evaluate.answers=3")) == 0
+    assert evaluate(["--run", str(run), "--checkpoint", "sft"]) == 0
+    capsys.readouterr()
+    assert evaluate(["--compare", str(run), "--json", str(out)]) == 0
+    assert [row["system"] for row in json.loads(out.read_text())["rows"]] == ["sft"]
+    said = capsys.readouterr().err
+    for system in ("pretrained", "sft+grpo"):
+        assert f"uniform-{system}.jsonl is left out, it was answered under other settings" in said
+    assert said.count("(temperature 0.0 instead of 0.31, answers 1 instead of 3)") == 2
+
+
 def test_other_data_are_refused_or_begun_anew(finished, data, tmp_path, capsys):
     run, other = tmp_path / "run", tmp_path / "other"
     shutil.copytree(finished, run)
@@ -147,7 +164,8 @@ def test_a_look_stands_beside_the_runs_own_figures(finished):
     assert now.keys() - own.keys() == {
         "predictions-test-temperature-0.9-users-1-sft.jsonl", "ranks-temperature-0.9-users-1-test-uniform-sft.jsonl",
         "results-test-temperature-0.9-users-1-sft.json", "predictions-test-users-1-sft.jsonl",
-        "ranks-users-1-test-uniform-sft.jsonl", "results-test-users-1-sft.json"}
+        "ranks-temperature-0.9-users-1-test-uniform-sft.json", "ranks-users-1-test-uniform-sft.jsonl",
+        "ranks-users-1-test-uniform-sft.json", "results-test-users-1-sft.json"}
     (line,) = now["predictions-test-users-1-sft.jsonl"].splitlines()
     assert line in own["predictions-test-sft.jsonl"].splitlines()
 

@@ -105,6 +105,59 @@ def test_runs_that_were_asked_otherwise_are_other_systems(tmp_path):
     assert ("sft-likelihood-prior", [0, 1]) in [(row["system"], row["seed"]) for row in report.rows]
 
 
+def answered(folder: Path, system: str, asked: EvaluateConfig) -> None:
+    """Ranks as an evaluation leaves them."""
+    write_ranks(folder / "evaluate" / f"ranks-test-uniform-{system}.jsonl", records(system, 0, 0.5),
+                asked.answer_settings("uniform"))
+
+
+def reported(folder: Path, name: str, created: str, asked: EvaluateConfig, *systems: str) -> None:
+    """A result file as an earlier version left it, which drew one answer."""
+    plain = {key: value for key, value in as_plain(asked).items() if key != "answers"}
+    write_json(folder / "evaluate" / f"{name}.json", {"created": created, "settings": plain,
+                                                      "rows": [{"system": system} for system in systems]})
+
+
+def test_ranks_of_settings_that_the_run_has_no_more_are_left_out(tmp_path, capsys):
+    """Any start rewrites run.json; one that does not evaluate leaves the ranks that lie there."""
+    before, now = EvaluateConfig(temperature=0), EvaluateConfig(temperature=0.31, answers=3)
+    folder = write_run(tmp_path / "run", {}, evaluate=before)
+    for system in ("pretrained", "sft"):
+        answered(folder, system, before)
+    assert [run.system for run in find_runs([str(folder)])] == ["pretrained", "sft"]
+    write_run(folder, {}, evaluate=now)
+    with pytest.raises(ValueError, match="must hold ranks of test queries under its settings; it has none; evaluate"):
+        find_runs([str(folder)])
+    answered(folder, "sft", now)
+    capsys.readouterr()
+    assert [run.system for run in find_runs([str(folder)])] == ["sft"]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert line.endswith("pretrained.jsonl is left out, it was answered under other settings than its run has now "
+                         "(temperature 0 instead of 0.31, answers 1 instead of 3); evaluate pretrained again")
+
+
+def test_other_users_and_batches_are_not_other_answers(tmp_path):
+    folder = write_run(tmp_path / "run", {}, evaluate=EvaluateConfig(users=7, batch_size=2, method="likelihood"))
+    answered(folder, "sft", EvaluateConfig())
+    answered(folder, "sft-likelihood-prior", EvaluateConfig(method="likelihood", likelihood="prior", temperature=0))
+    assert {run.system for run in find_runs([str(folder)])} == {"sft", "sft-likelihood-prior"}
+
+
+def test_of_what_kept_no_settings_beside_its_ranks_result_files_tell(tmp_path, capsys):
+    before, now = EvaluateConfig(temperature=0), EvaluateConfig(temperature=0.31)
+    folder = write_run(tmp_path / "run", {"pretrained": 0.1, "sft": 0.5, "sft+grpo": 0.6, "sft-likelihood": 0.5},
+                       evaluate=now)
+    assert len(find_runs([str(folder)])) == 4, "nothing is known, so it is what the run has"
+    reported(folder, "results-test", "2026-01-01T00:00:00+00:00", before, "pretrained", "sft")
+    reported(folder, "results-test-sft", "2026-01-02T00:00:00+00:00", now, "sft")
+    reported(folder, "results-test-base", "2025-12-31T00:00:00+00:00", now, "pretrained")
+    assert {run.system for run in find_runs([str(folder)])} == {"sft", "sft+grpo", "sft-likelihood"}
+    assert capsys.readouterr().err.count("left out") == 1
+    answered(folder, "sft", before)
+    write_ranks(folder / "evaluate" / "ranks-test-uniform-sft.jsonl", records("sft", 0, 0.9))
+    assert "sft" in [run.system for run in find_runs([str(folder)])], "what lies beside them is of other ranks"
+
+
 def test_hosted_models_of_a_run_are_told_apart_by_how_they_were_asked(tmp_path, capsys):
     """And left out where the run has been trained anew since, on other prompts."""
     for seed, temperature in enumerate((0.6, 0.6, 0.0)):
