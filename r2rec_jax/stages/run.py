@@ -134,7 +134,8 @@ def besides(plain: dict[str, Any], stage: str) -> dict[str, Any]:
     are written for it alone."""
     found = {name: _setting(plain, name) for name in BESIDES.get(stage, ())}
     if found:
-        others = plain["prompts"]["thoughts"] != "none" or found["sft.thought_weight"]
+        prompts = plain["prompts"]
+        others = (prompts["chains"] and prompts["thoughts"] != "none") or found["sft.thought_weight"]
         tiny = plain["backbone"]["source"] == "tiny"
         found["pretrain.mix.thoughts"] = bool(tiny and not others and found["pretrain.mix.thoughts"])
     return found

@@ -215,7 +215,7 @@ def test_closing_early_waits_for_the_batch_at_work_alone() -> None:
 
     batches = _ahead(slow(), 3)
     assert next(batches) == 0
-    threading.Timer(0.2, held.set).start()
+    threading.Timer(1.0, held.set).start()  # long after the next line has begun
     batches.close()
     assert seen == [0, 1] and _worker_rests()
 
