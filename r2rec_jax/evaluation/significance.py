@@ -165,7 +165,7 @@ def compare(
     values: Callable[[ArrayLike], NDArray[np.float64]] = lambda ranks: hit_values(ranks, 1),
 ) -> PairedDifference:
     """:func:`paired_bootstrap` of two systems' predictions, HitRatio@1 unless ``values`` says otherwise; of several
-    answers to a query their mean.
+    answers to a query their mean. Users are resampled with all of their queries, of which training has many.
 
     Raises:
         ValueError: the systems answered different queries, or the same ones with other candidates.
@@ -182,7 +182,7 @@ def compare(
                              "split_seed or other negatives)")
     order = sorted(left)
     first, second = (_of_queries(side, order, values) for side in (a, b))
-    return paired_bootstrap(first, second, seed=seed, draws=draws)
+    return paired_bootstrap(first, second, users=[left[query].user_id for query in order], seed=seed, draws=draws)
 
 
 def _of_queries(predictions: Sequence[Prediction], order: Sequence[str],

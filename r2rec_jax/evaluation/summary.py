@@ -45,8 +45,8 @@ def summarize_ranks(
         seed: of the run.
 
     Returns:
-        The row: ``users`` and ``answers`` of each, metrics of :func:`ranking_metrics` over all answers, ``valid_rate``,
-        ``by_position`` (:func:`by_position`);
+        The row: ``users``, ``questions`` where they were asked several (training queries), ``answers`` to each,
+        metrics of :func:`ranking_metrics` over all answers, ``valid_rate``, ``by_position`` (:func:`by_position`);
         ``by_popularity`` where every target's edges are known; ``full_hr@10`` and ``full_ndcg@10`` where the system
         ranked the whole catalogue for every user.
 
@@ -61,9 +61,11 @@ def summarize_ranks(
         raise ValueError("a row must summarise at least one record, all of one system, each another answer and as many "
                          f"of every query; got {len(records)} records of {[system, *others]}, {len(distinct)} answers "
                          f"to {len(answers)} queries")
+    users = len({record.user_id for record in records})
     row: dict[str, Any] = {
         "system": system, "dataset": dataset, "negatives": negatives, "split": split, "seed": seed,
-        "users": len(answers), "answers": len(records) // len(answers),
+        "users": users, **({"questions": len(answers)} if users != len(answers) else {}),
+        "answers": len(records) // len(answers),
         **ranking_metrics([record.rank for record in records]),
         "valid_rate": float(np.mean([record.valid for record in records])),
     }

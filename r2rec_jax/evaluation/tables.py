@@ -35,7 +35,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 """(key in a row, heading, format) of the columns of a result table."""
 
 CONTEXT = {"dataset": "{}", "negatives": "{} negatives", "split": "split {}", "seed": "seed {}", "users": "{} users",
-           "answers": "{} answers each"}
+           "questions": "{} questions", "answers": "{} answers each"}
 """Columns that say under which conditions a row was measured, and how the heading words them."""
 
 REQUIRED = ("system", "dataset", "negatives", "split", "seed", "users", "hr@1", "hr@3", "ndcg@3")

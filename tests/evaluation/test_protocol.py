@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 from r2rec_jax.evaluation.predictions import Prediction, PredictionLog, read_predictions
 from r2rec_jax.evaluation.protocol import Completions, EvaluationQuery, OnTokens, evaluate_system, judge, summarize
 from r2rec_jax.evaluation.ranking import MISS
+from r2rec_jax.evaluation.tables import print_table
 
 
 def make_query(number: int, target: int = 1, n: int = 4, prompt_tokens: int = 3) -> EvaluationQuery:
@@ -201,6 +203,19 @@ def test_summary_counts_invalid_answers_as_misses():
     assert [row[k] for k in ("system", "dataset", "negatives", "split", "seed")] == [
         "base", "ml-100k", "uniform", "last-positive", 3]
     json.dumps(row, allow_nan=False)
+
+
+def test_summary_counts_users_and_what_they_were_asked():
+    def row(of_user: int) -> dict:
+        predictions = [judge("sft", "s", replace(make_query(i), user_id=f"u{i // of_user}"), "<answer>1</answer>",
+                             tokens=1, truncated=False, seconds=0, form="numbers") for i in range(6)]
+        return summarize(predictions, dataset="d", negatives="uniform", split="training (sft)", seed=0)
+
+    assert (row(3)["users"], row(3)["questions"], row(3)["answers"]) == (2, 6, 1)
+    assert row(1)["users"] == 6 and "questions" not in row(1)
+    text = io.StringIO()
+    print_table([row(3)], file=text)
+    assert "2 users, 6 questions" in text.getvalue()
 
 
 def test_summary_refuses_mixed_or_missing_systems():

@@ -89,6 +89,19 @@ def test_compare_takes_the_mean_of_several_answers():
     assert (got.difference, got.users) == (pytest.approx(1 / 4), 2)
 
 
+def test_compare_resamples_users_with_all_of_their_queries():
+    # As of training queries: five users, of whom each is right on all of twenty or on none.
+    def of_users(right: tuple[int, ...]) -> list[Prediction]:
+        return [replace(make(20 * user + n, 1 if user in right else 2), user_id=f"u{user}")
+                for user in range(5) for n in range(20)]
+
+    a, b = of_users((0, 1, 2)), of_users((3,))
+    got, careless = compare(a, b, draws=2000), paired_bootstrap([p.rank == 1 for p in a], [p.rank == 1 for p in b])
+    assert (got.difference, got.users) == (pytest.approx(careless.difference), 5)
+    assert careless.users == 100 and careless.p < 0.001 and got.p > 0.2
+    assert got == compare(a[::-1], b, draws=2000)
+
+
 def test_compare_refuses_other_queries_or_candidates():
     a = [make(0, 1), make(1, 2)]
     with pytest.raises(ValueError, match=r"same queries; 1 are .* q1 first"):
