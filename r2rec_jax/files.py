@@ -133,7 +133,8 @@ class Journal(Generic[T]):
     """A JSON Lines file that only grows, and survives a kill at any moment.
 
     A process that dies while writing leaves a torn last line; it is ignored, and the file is cut back to the last whole
-    line before the next append. A broken line elsewhere is damage that no crash of ours explains, and an error.
+    line before the next append. A broken line elsewhere is damage that no crash of ours explains, and an error. One
+    process writes at a time: an append to what another has written to meanwhile is refused.
 
     Args:
         path: the file; created on the first append, its folder must exist.
@@ -151,8 +152,9 @@ class Journal(Generic[T]):
     def __init__(self, path: Path, decode: Callable[[Any], T], *, what: str, fix: str) -> None:
         self.path = path
         self.rows: list[T] = []
-        self._size = 0
-        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        data = path.read_bytes() if path.exists() else b""
+        self._size, self._left = 0, len(data)  # of whole lines, and of the file
+        lines = data.split(b"\n")
         for number, line in enumerate(lines[:-1], start=1):
             try:
                 self.rows.append(decode(json.loads(line)))
@@ -164,15 +166,31 @@ class Journal(Generic[T]):
             self._size += len(line) + 1
 
     def append(self, rows: Iterable[Any], *, sync: bool = True) -> None:
-        """Add lines. With ``sync`` they are on disk when this returns, without they survive a kill but no power cut."""
+        """Add lines. With ``sync`` they are on disk when this returns, without they survive a kill but no power cut.
+
+        Raises:
+            ValueError: the file is not as this journal read or left it.
+        """
         block = b"".join(json.dumps(row, ensure_ascii=True).encode() + b"\n" for row in rows)
         if not block:
             return
-        with open(self.path, "r+b" if self.path.exists() else "x+b") as file:
-            file.truncate(self._size)
-            file.seek(self._size)
-            file.write(block)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
+        found = self._length()
+        if found != self._left:
+            raise ValueError(f"{self.path} must have the {self._left} bytes that were read or written last; it has "
+                             f"{found}: another process writes to it; wait for it, then run the same command again")
+        try:
+            with open(self.path, "r+b" if self.path.exists() else "x+b") as file:
+                file.truncate(self._size)
+                file.seek(self._size)
+                file.write(block)
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+        except BaseException:
+            self._left = self._length()  # the next append cuts off what there is of this one
+            raise
         self._size += len(block)
+        self._left = self._size
+
+    def _length(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0

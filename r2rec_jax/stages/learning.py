@@ -123,12 +123,10 @@ def sft_stage(work: Workspace) -> dict[str, Any]:
 
 def grpo_stage(work: Workspace) -> dict[str, Any]:
     """Train the adapter by its own rollouts and their rewards (Eq. 4 to 7)."""
-    c, backbone, tokenizer = work.config, work.backbone, work.tokenizer
     queries, held_out = work.prepared.queries["rl"], work.held_out("grpo")
-    if held_out:
-        on_first(lambda: bool(shown_thoughts(work.of_first(), held_out)))  # what the thoughts stage has not written
-    rendered = render_queries(work.prepared, [*queries, *held_out], c.prompts, tokenizer,
-                              shown_thoughts(work, [*queries, *held_out]))
+    shown = shown_thoughts(work, [*queries, *held_out])  # before the weights are loaded: a local teacher has its own
+    c, backbone, tokenizer = work.config, work.backbone, work.tokenizer
+    rendered = render_queries(work.prepared, [*queries, *held_out], c.prompts, tokenizer, shown)
     asked = [Example(r.query.query_id, r.chat.ids, ()) for r in rendered]
     check_fit(asked, backbone.config.max_positions, backbone.config.vocab_size, c.grpo.max_new_tokens,
               "grpo.max_new_tokens or prompts.max_tokens")

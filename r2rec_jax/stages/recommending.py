@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -31,11 +32,13 @@ def recommend(work: Workspace, user_id: str, checkpoint: str, top: int) -> dict[
         JSON-ready: user, profile, liked, chains, ranking (place, item_id, title, is_target), reasoning, raw output.
 
     Raises:
-        ValueError: no such user, or too few likes for a query.
+        ValueError: no such user, too few likes for a query, or a run in use whose prompts show thoughts.
     """
     prepared, config = work.prepared, work.config
     query = prepared.find_query(user_id)
-    r = render_query(prepared, query, config.prompts, work.tokenizer, shown_thoughts(work, [query]))
+    with work.run.locked() if config.prompts.thoughts == "prompt" else nullcontext():  # it may write some
+        shown = shown_thoughts(work, [query])
+    r = render_query(prepared, query, config.prompts, work.tokenizer, shown)
     answer = make_generate(work, checkpoint, replace(config.evaluate, answers=1))([0], [r.chat.ids], lambda count: None)
     parsed = parse_completion(answer.texts[0], form=config.prompts.answer.form, titles=r.labels,
                               opened_think=r.chat.opened_think)

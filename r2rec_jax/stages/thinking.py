@@ -24,6 +24,7 @@ import numpy as np
 from r2rec_jax.config import TrainConfig
 from r2rec_jax.data.queries import Query
 from r2rec_jax.files import write_json_lines
+from r2rec_jax.parallel.distributed import on_first, several
 from r2rec_jax.progress import bar, say
 from r2rec_jax.prompts.answer import parse_completion
 from r2rec_jax.prompts.ranking import render_ranking
@@ -101,10 +102,11 @@ def _store_folder(work: Workspace) -> Iterator[Path]:
 
 
 def write_thoughts(work: Workspace, queries: Sequence[Query], prepared: Prepared | None = None) -> Written:
-    """The thoughts on all chains of ``queries``, out of the store or written now.
+    """The thoughts on all chains of ``queries``, out of the store or written now. Of several processes, which must all
+    ask, process 0 alone opens the store and tells the others.
 
     Args:
-        work: the run.
+        work: the run; every process's own, or process 0's alone.
         queries: whose chains.
         prepared: the data that knows their chains; None for the run's own.
 
@@ -114,6 +116,15 @@ def write_thoughts(work: Workspace, queries: Sequence[Query], prepared: Prepared
     data = prepared or work.prepared
     prompts = work.config.prompts
     chains = list(dict.fromkeys(c for query in queries for c in distinct_chains(data, query, prompts)))
+    if work.alone or not several():
+        return dict(zip(chains, _collect(work, chains), strict=True))
+    told = on_first(lambda: [thought and asdict(thought) for thought in _collect(work.of_first(), chains)])
+    return {chain: Thought(**plain | {"statements": tuple(plain["statements"])}) if plain else None
+            for chain, plain in zip(chains, told, strict=True)}
+
+
+def _collect(work: Workspace, chains: Sequence[ChainView]) -> list[Thought | None]:
+    """Their thoughts, in this process."""
     keys = [str(work.config.train_seed)] * len(chains)
     with _store_folder(work) as folder:
         store = ThoughtStore(folder / "thoughts.jsonl")
@@ -130,7 +141,7 @@ def write_thoughts(work: Workspace, queries: Sequence[Query], prepared: Prepared
     rejected = getattr(teacher, "rejected", None)
     if rejected:
         say("thoughts rejected: " + "; ".join(f"{count} x {reason}" for reason, count in rejected.items()))
-    return dict(zip(chains, thoughts, strict=True))
+    return thoughts
 
 
 def shown_thoughts(work: Workspace, queries: Sequence[Query], prepared: Prepared | None = None

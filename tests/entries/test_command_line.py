@@ -296,6 +296,21 @@ def test_recommend_entry(finished, tmp_path, capsys):
     assert "nobody" in refused(capsys, ["--run", str(finished), "--user", "nobody"], recommend)
 
 
+def test_a_recommendation_does_not_write_thoughts_into_a_run_in_use(data, tmp_path, capsys):
+    from r2rec_jax.recommend import main as recommend
+    from r2rec_jax.stages.run import RunFolder
+
+    run = tmp_path / "run"
+    assert train(arguments(data, run, "--prompts.thoughts=prompt", "--stages=prepare,thoughts")) == 0
+    store, argv = run / "thoughts" / "thoughts.jsonl", ["--run", str(run), "--user", "1", "--checkpoint", "base"]
+    before = store.read_bytes()
+    with RunFolder.existing(run).locked():
+        assert re.search(r"run is in use by process \d+ on .*; wait for it", refused(capsys, argv, recommend))
+    assert store.read_bytes() == before
+    assert "stage 'pretrain'" in refused(capsys, argv, recommend), "a moment later it may write, and go on"
+    assert store.read_bytes().startswith(before) and store.stat().st_size > len(before)
+
+
 def test_export_entry(finished, tmp_path, capsys):
     from r2rec_jax.export import main as export
 
