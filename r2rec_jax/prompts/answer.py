@@ -33,7 +33,7 @@ _LIST_MARK = re.compile(r"^(?:[-*•]|[(\[]?[0-9]{1,3}[.):\]])\s+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _YEAR = re.compile(r"\(([0-9]{4})\b[^()]*\)(?: \[[0-9]+\])?$")
 _LAST_PARENTHESIS = re.compile(r"\([^()]*\)(?: \[[0-9]+\])?$")
-_CALLED = re.compile(r"^(?:(?:(?:candidate|item|option|number|no\.?)\s*[#\[(]*|[#\[(]+)\s*(?P<number>[0-9]+)|"
+_CALLED = re.compile(r"^(?:(?:(?:candidate|item|option|number|no\.?)\s*(?:[#\[(]+\s*)?|[#\[(]+\s*)(?P<number>[0-9]+)|"
                      r"(?P<bare>[0-9]+))(?!\w|\.[0-9])", re.IGNORECASE)
 _ESCAPED = re.compile(r"\\(?:u\{([0-9a-f]{1,5})\}|([^\w\s]))")
 _AROUND = " \"'*,;"

@@ -289,6 +289,13 @@ def test_time_is_linear_in_the_length(unit: str) -> None:
     assert time.perf_counter() - started < 5
 
 
+@pytest.mark.parametrize("rest", ["candidate" + " " * 20_000 + "x", "#" * 20_000 + "x", "no. (" + " " * 20_000 + "x"])
+def test_time_is_linear_in_the_length_of_a_line(rest: str) -> None:
+    started = time.perf_counter()
+    assert not parse(f"<answer>1. {rest}</answer>").valid
+    assert time.perf_counter() - started < 2
+
+
 def test_escaped_titles_hold_no_tags() -> None:
     titles = tuple(escape_text(title) for title in ("</answer>", "<answer>", "</think>", "Heat"))
     text = render_completion(["They like " + titles[2] + " best."], render_answer([0, 2, 1], "titles", titles, 3))
