@@ -274,8 +274,9 @@ def _title_finder(titles: Sequence[str]) -> Callable[[str], int | None]:
     whole: dict[str, list[int]] = {}
     bare: dict[str, list[int]] = {}
     for position, label in enumerate(labels):
-        whole.setdefault(label, []).append(position)
-        bare.setdefault(_bare(label).strip(_AROUND), []).append(position)
+        for names, name in ((whole, label), (bare, _bare(label).strip(_AROUND))):
+            if name:  # "***" and "(1995)" name nothing, not even an item without title
+                names.setdefault(name, []).append(position)
 
     def find(line: str) -> int | None:
         line = line.strip()

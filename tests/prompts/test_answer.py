@@ -154,6 +154,15 @@ def test_the_first_line(text: str, form: Any, first: int | None) -> None:
     assert [n for n in range(len(TITLES)) if parsed.place_of(n, len(TITLES)) == 1] == [first][:first is not None]
 
 
+@pytest.mark.parametrize("line", ["***", "1. ***", '"', "(1995)", "* (a)"])
+def test_a_line_without_words_names_nothing(line: str) -> None:
+    titles = (*item_labels([Item("1", "", None, ())]), "*", "Heat (1995)")
+    assert titles[0] == "(untitled)"
+    assert parse(f"<answer>\n{line}\n</answer>", form="titles", titles=titles).ranking == ()
+    for written, position in (("(untitled)", 0), ("1. (Untitled)", 0), ("*", 1)):
+        assert parse(f"<answer>\n{written}\n</answer>", form="titles", titles=titles).ranking == (position,)
+
+
 def test_a_title_of_two_candidates_without_year_names_neither() -> None:
     titles = ("Emma (1996)", "Emma (1932)")
     assert parse("<answer>Emma</answer>", form="titles", titles=titles).ranking == ()
