@@ -28,10 +28,12 @@ MIN_WORDS = 3
 
 _NUMBER = re.compile(r"(?<!\w)[-+]?[0-9]+(?:\.[0-9]+)?(?!\w)")
 _NUMBERED_LINE = re.compile(r"^[\W_]*[0-9]{1,3}\s*[.):\]]")
-_ORDINAL = re.compile(r"^[(\[]?([0-9]{1,3})[.):\]]\s+(\S.*)$")
+_ORDINAL = re.compile(r"^(?:[-*•]\s+)?\*{0,2}[(\[]?([0-9]{1,3})[.):\]]\*{0,2}\s+(\S.*)$")
+_NEXT = re.compile(r"(?:[,;>]|(?<=\))(?!\s*\[)|(?<=[^\W\d]:))\s*(?=\*{0,2}[(\[]?[0-9]{1,3}[.):\]]\*{0,2}\s)")
 _LIST_MARK = re.compile(r"^(?:[-*•]|[(\[]?[0-9]{1,3}[.):\]])\s+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _YEAR = re.compile(r"\(([0-9]{4})\b[^()]*\)(?: \[[0-9]+\])?$")
+_UP_TO_YEAR = re.compile(r"\([0-9]{4}\b[^()]*\)(?:\s*\([^()]*\))*(?: \[[0-9]+\])?")
 _LAST_PARENTHESIS = re.compile(r"\([^()]*\)(?: \[[0-9]+\])?$")
 _CALLED = re.compile(r"^(?:(?:(?:candidate|item|option|number|no\.?)\s*(?:[#\[(]+\s*)?|[#\[(]+\s*)(?P<number>[0-9]+)|"
                      r"(?P<bare>[0-9]+))(?!\w|\.[0-9])", re.IGNORECASE)
@@ -207,34 +209,62 @@ def _count_mentions(mentions: Sequence[int | None]) -> tuple[tuple[int, ...], tu
 def _read_numbers(block: str, titles: Sequence[str]) -> list[int | None]:
     """Each number as a 0-based position, None when it is no candidate's.
 
-    Where every line begins with a number and a list mark, ``1.``, ``2.``, ``3.``, ... count the places, and what a line
-    goes on with is meant: a title, else a number. Other numbers before a title are the candidates' own, as prompts list
-    them, and digits of the title are none.
+    In a numbered list, its entries on lines of their own or on one, the number before a list mark is the candidate's,
+    as prompts list them, or it counts places: where these numbers are 1, 2, 3, ..., or an entry goes on with another
+    candidate's title. Then what the entry goes on with is meant. Digits of titles are no numbers, nor are those of a
+    line of words beside the list ("My 3 best:").
     """
-    lines = [line.strip() for line in block.split("\n") if line.strip()]
-    marked = [mark for line in lines if (mark := _ORDINAL.match(line))]
-    if lines and len(marked) == len(lines):
-        marks, rests = zip(*(mark.groups() for mark in marked), strict=True)
-        counted = [int(mark) for mark in marks] == list(range(1, len(marks) + 1))
-        if counted and all(_lone_number(rest) or _WORD.search(rest) for rest in rests):
-            find = _title_finder(titles)
-            return [_meant(rest, find, len(titles)) for rest in rests]
-        if all(_WORD.search(rest) for rest in rests):
-            return [_candidate(mark, len(titles)) for mark in marks]
-    return [_candidate(number, len(titles)) for number in _NUMBER.findall(block)]
+    numbers = [_candidate(number, len(titles)) for number in _NUMBER.findall(block)]
+    find = _title_finder(titles)
+    entries = [entry for line in block.split("\n") if line.strip() for entry in _entries(line.strip(), find)]
+    marks = [(mark[1], mark[2]) for _, mark in entries if mark]
+    named = [None if _lone_number(rest) else _begun(rest, find) for _, rest in marks]
+    worded = all(position is not None or _WORD.search(rest) for position, (_, rest) in zip(named, marks, strict=True))
+    listed = set(named) - {None} or all(_WORD.search(rest) or _lone_number(rest) for _, rest in marks)
+    if not marks or not listed or (len(marks) == 1 < len(entries) and not worded):
+        return numbers
+    own = [_candidate(number, len(titles)) for number, _ in marks]
+    counted = [int(number) for number, _ in marks] == list(range(1, len(marks) + 1))
+    places = counted or any(position not in (None, number) for position, number in zip(named, own, strict=True))
+    if not places and not worded:
+        return numbers
+    mentions: list[int | None] = []
+    for entry, mark in entries:
+        if mark:
+            mentions.append(_meant(mark[2], find, len(titles)) if places else _candidate(mark[1], len(titles)))
+        elif not _WORD.search(entry):
+            mentions += [_candidate(number, len(titles)) for number in _NUMBER.findall(entry)]
+        elif (position := _meant(entry, find, len(titles))) is not None:
+            mentions.append(position)
+    return mentions
+
+
+def _entries(line: str, find: Callable[[str], int | None]) -> list[tuple[str, re.Match[str] | None]]:
+    """A line and its list mark, None without one; or its parts, where each of them has one behind a heading, if there
+    is one: "Best first: 3. Fargo (1996), 1. Heat (1995)"."""
+    parts = [(part, _ORDINAL.match(part)) for part in map(str.strip, _NEXT.split(line))]
+    heading = parts[0][0].endswith(":")
+    whole = find(line) is not None or not all(mark for _, mark in parts[heading:])
+    return [(line, _ORDINAL.match(line))] if whole else parts
+
+
+def _begun(text: str, find: Callable[[str], int | None]) -> int | None:
+    """The position whose title a text is, or begins with where a year closes it: ``Fargo (1996) - fits them``."""
+    position, year = find(text), _UP_TO_YEAR.search(text)
+    return position if position is not None or year is None else find(text[:year.end()])
 
 
 def _meant(rest: str, find: Callable[[str], int | None], n_candidates: int) -> int | None:
-    """The position that a line of a numbered list names: a number alone, a title, or the number that it begins with: a
-    "candidate 7", "#7", "[7]", "7: ...", or "7" before a candidate's title, but not the digits of "12 Monkeys"."""
+    """The position that an entry names: a number alone, a title, or the number that it begins with: a "candidate 7",
+    "#7", "[7]", "7: ...", or "7" before a candidate's title, but not the digits of "12 Monkeys"."""
     number = _lone_number(rest)
     if number:
         return _candidate(number[0], n_candidates)
-    position = find(rest)
+    position = _begun(rest, find)
     if position is not None or (called := _CALLED.match(rest)) is None:
         return position
     written, behind = called["number"] or called["bare"], rest[called.end():]
-    if called["number"] or not behind[:1].isspace() or find(behind) is not None:
+    if called["number"] or not behind[:1].isspace() or _begun(behind, find) is not None:
         return _candidate(written, n_candidates)
     return None
 

@@ -101,6 +101,59 @@ def test_numbers(block: str, ranking: tuple[int, ...], duplicates: int, outside:
     assert parsed.has_answer and parsed.valid == bool(ranking)
 
 
+LIST = "1. Fargo (1996)\n2. Heat (1995)"
+
+
+@pytest.mark.parametrize(("block", "ranking", "outside"), [
+    ("1. Heat (1995), 2. Big (1988)", (0, 1), 0),
+    ("1. Fargo (1996), 2. Heat (1995), 3. Casino (1995)", (2, 0), 1),
+    ("1. Fargo; 2. Heat", (2, 0), 0),
+    ("1. Fargo (1996) 2. Heat (1995)", (2, 0), 0),
+    ("1. Fargo (1996) > 2. Heat (1995)", (2, 0), 0),
+    ("3. Fargo (1996), 1. Heat (1995)", (2, 0), 0),
+    ("3: Fargo, 1: Heat", (2, 0), 0),
+    ("[3] Fargo (1996), [1] Heat (1995)", (2, 0), 0),
+    ("3) Fargo (1996) 1) Heat (1995)", (2, 0), 0),
+    ("1. 3, 2. 1, 3. 2", (2, 0, 1), 0),
+    ("Ranking: 1. Fargo (1996), 2. Heat (1995)", (2, 0), 0),
+    ("7, 3, 1. Fargo fits best", (2, 0), 1),
+    ("3 Fargo (1996), 1 Heat (1995)", (2, 0), 2),
+    ("1. Fargo (1996) - fits Drama\n2. Heat (1995) - crime", (2, 0), 0),
+    ("1. Fargo (1996; Crime): 2 likes\n2. **Heat (1995)**, as candidate 3", (2, 0), 0),
+    ("1. 3 Fargo (1996) - fits Drama\n2. 1, Heat", (2, 0), 0),
+    ("1. Big Night (1996) - a comedy\n2. Alien: Resurrection (1997) - fits", (), 2),
+    ("1. Heat (1986) - crime\n2. 4 Rooms (1995) - fits", (), 2),
+    ("3. Fargo (1996) - fits Drama\n1. Heat (1995) - crime", (2, 0), 0),
+    (f"Here is the ranking:\n{LIST}", (2, 0), 0),
+    (f"My 2 best of the 5 candidates:\n\n{LIST}\nThese 2 fit them best.", (2, 0), 0),
+    (f"3, 2\n{LIST}", (2, 1, 0), 0),
+    (f"Alien (1979)\n{LIST}", (3, 2, 0), 0),
+    ("Best first:\n1. 3\n2. 1\n3. 2", (2, 0, 1), 0),
+    ("Best first:\n1. they like crime\n2. they like drama", (), 2),
+    ("Best first:\n3. Fargo (1996)\n1. Heat (1995)", (2, 0), 0),
+    ("2. Fargo (1996)\n3. Heat (1995)\n4. Casino (1995)", (2, 0), 1),
+    ("**1.** Fargo (1996)\n**2. Heat (1995)**", (2, 0), 0),
+    ("- 1. Fargo (1996)\n- 2. Heat (1995)", (2, 0), 0),
+    ("3. it fits Drama\n1. crime", (2, 0), 0),
+])
+def test_lists_in_answers_of_numbers(block: str, ranking: tuple[int, ...], outside: int) -> None:
+    for text in (block, block.replace("\n", " \r\n")):
+        parsed = parse(f"<answer>{text}</answer>")
+        assert (parsed.ranking, parsed.outside) == (ranking, outside)
+        assert parsed.valid == bool(ranking)
+
+
+def test_titles_like_lists_in_answers_of_numbers() -> None:
+    titles = ("Emma (1996)", "Heat (1995)", "Emma (1996) [2]", "(500) Days (2009)", "Heat, 2: Electric (1995)",
+              "300 (2006)", "2")
+    for block, ranking in (
+            ("1. Emma (1996) [2] - a drama\n2. (500) Days (2009) - love\n3. Emma (1996) - another", (2, 3, 0)),
+            ("1. Emma (1996) [2], 2. Heat (1995)", (2, 1)), ("1. Heat, 2: Electric (1995)", (4,)),
+            ("1. 300 (2006)\n2. Heat (1995)", (5, 1)), ("1. 1900 (1976)\n2. Heat (1995)", (1,)), ("1. 2\n2. 7", (1, 6)),
+            ("7, 2", (6, 1))):
+        assert parse(f"<answer>{block}</answer>", titles=titles).ranking == ranking
+
+
 @pytest.mark.parametrize(("block", "ranking", "outside"), [
     ("Fargo (1996)\nBig (1988)", (2, 1), 0),
     ("1. Fargo (1996)\n2. big (1988)", (2, 1), 0),
@@ -289,7 +342,8 @@ def test_any_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("unit", ["<answer>", "</answer>", "<think>", " ", "(", "(a", "1", "1.", "a ", "a'", "Heat (",
-                                  "\n1. ", "[1", "</think>", "-", "\\"])
+                                  "\n1. ", ", 1. a", ",  ", ") 1. Heat (1995) ", "\n1. Heat (1995) - a",
+                                  "(1995) ", "a: ", "[1", "</think>", "-", "\\"])
 def test_time_is_linear_in_the_length(unit: str) -> None:
     text = "<answer>" + unit * (200_000 // len(unit)) + "</answer>"
     started = time.perf_counter()
