@@ -15,10 +15,11 @@ The text may be anything a model can emit: nothing here raises on it, and the wo
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from r2rec_jax.prompts.naming import bare_title, find_at_start, title_finder
 
 AnswerForm = Literal["numbers", "titles"]
 
@@ -30,15 +31,9 @@ _NUMBER = re.compile(r"(?<!\w)[-+]?[0-9]+(?:\.[0-9]+)?(?!\w)")
 _NUMBERED_LINE = re.compile(r"^[\W_]*[0-9]{1,3}\s*[.):\]]")
 _ORDINAL = re.compile(r"^(?:[-*•]\s+)?\*{0,2}[(\[]?([0-9]{1,3})[.):\]]\*{0,2}\s+(\S.*)$")
 _NEXT = re.compile(r"(?:[,;>]|(?<=\))(?!\s*\[)|(?<=[^\W\d]:))\s*(?=\*{0,2}[(\[]?[0-9]{1,3}[.):\]]\*{0,2}\s)")
-_LIST_MARK = re.compile(r"^(?:[-*•]|[(\[]?[0-9]{1,3}[.):\]])\s+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
-_YEAR = re.compile(r"\(([0-9]{4})\b[^()]*\)(?: \[[0-9]+\])?$")
-_UP_TO_YEAR = re.compile(r"\([0-9]{4}\b[^()]*\)(?:\s*\([^()]*\))*(?: \[[0-9]+\])?")
-_LAST_PARENTHESIS = re.compile(r"\([^()]*\)(?: \[[0-9]+\])?$")
 _CALLED = re.compile(r"^(?:(?:(?:candidate|item|option|number|no\.?)\s*(?:[#\[(]+\s*)?|[#\[(]+\s*)(?P<number>[0-9]+)|"
                      r"(?P<bare>[0-9]+))(?!\w|\.[0-9])", re.IGNORECASE)
-_ESCAPED = re.compile(r"\\(?:u\{([0-9a-f]{1,5})\}|([^\w\s]))")
-_AROUND = " \"'*,;"
 TAG = re.compile(r"</?(?:think|answer)>")
 """What a statement may not hold."""
 
@@ -179,21 +174,10 @@ def read_statements(reasoning: str, titles: Sequence[str] = ()) -> tuple[str, ..
 
 def _titles_pattern(titles: Sequence[str]) -> re.Pattern[str] | None:
     """Matches candidates as listed: a label, or its title followed by anything in parentheses."""
-    names = sorted({name for title in titles for name in (title, _bare(title)) if name}, key=len, reverse=True)
+    names = sorted({name for title in titles for name in (title, bare_title(title)) if name}, key=len, reverse=True)
     if not names:
         return None
     return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, names)) + r")(?:\s*\([^()]*\))*(?!\w)")
-
-
-def _year(title: str) -> str | None:
-    """The year in a label's last parenthesis: ``Heat (1995; Crime)`` -> ``1995``."""
-    found = _YEAR.search(title)
-    return found[1] if found else None
-
-
-def _bare(title: str) -> str:
-    """A label without its last parenthesis: ``Heat (1995)`` -> ``Heat``."""
-    return _LAST_PARENTHESIS.sub("", title).rstrip()
 
 
 def _count_mentions(mentions: Sequence[int | None]) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
@@ -215,10 +199,10 @@ def _read_numbers(block: str, titles: Sequence[str]) -> list[int | None]:
     line of words beside the list ("My 3 best:").
     """
     numbers = [_candidate(number, len(titles)) for number in _NUMBER.findall(block)]
-    find = _title_finder(titles)
+    find = title_finder(titles)
     entries = [entry for line in block.split("\n") if line.strip() for entry in _entries(line.strip(), find)]
     marks = [(mark[1], mark[2]) for _, mark in entries if mark]
-    named = [None if _lone_number(rest) else _begun(rest, find) for _, rest in marks]
+    named = [None if _lone_number(rest) else find_at_start(rest, find) for _, rest in marks]
     worded = all(position is not None or _WORD.search(rest) for position, (_, rest) in zip(named, marks, strict=True))
     listed = set(named) - {None} or all(_WORD.search(rest) or _lone_number(rest) for _, rest in marks)
     if not marks or not listed or (len(marks) == 1 < len(entries) and not worded):
@@ -248,23 +232,17 @@ def _entries(line: str, find: Callable[[str], int | None]) -> list[tuple[str, re
     return [(line, _ORDINAL.match(line))] if whole else parts
 
 
-def _begun(text: str, find: Callable[[str], int | None]) -> int | None:
-    """The position whose title a text is, or begins with where a year closes it: ``Fargo (1996) - fits them``."""
-    position, year = find(text), _UP_TO_YEAR.search(text)
-    return position if position is not None or year is None else find(text[:year.end()])
-
-
 def _meant(rest: str, find: Callable[[str], int | None], n_candidates: int) -> int | None:
     """The position that an entry names: a number alone, a title, or the number that it begins with: a "candidate 7",
     "#7", "[7]", "7: ...", or "7" before a candidate's title, but not the digits of "12 Monkeys"."""
     number = _lone_number(rest)
     if number:
         return _candidate(number[0], n_candidates)
-    position = _begun(rest, find)
+    position = find_at_start(rest, find)
     if position is not None or (called := _CALLED.match(rest)) is None:
         return position
     written, behind = called["number"] or called["bare"], rest[called.end():]
-    if called["number"] or not behind[:1].isspace() or _begun(behind, find) is not None:
+    if called["number"] or not behind[:1].isspace() or find_at_start(behind, find) is not None:
         return _candidate(written, n_candidates)
     return None
 
@@ -282,50 +260,11 @@ def _candidate(number: str, n_candidates: int) -> int | None:
 
 def _read_titles(block: str, titles: Sequence[str]) -> list[int | None]:
     """Each line as a 0-based position."""
-    find = _title_finder(titles)
+    find = title_finder(titles)
     lines = [line for line in block.split("\n") if line.strip()]
     if len(lines) == 1 and find(lines[0]) is None:
         lines = [part for part in lines[0].split(";") if part.strip()]
     return [find(line) for line in lines]
-
-
-def _spelling(text: str) -> str:
-    """A title as titles are compared: escapes undone, accents and spaces in one form, no case, no quotes around."""
-    plain = _ESCAPED.sub(lambda found: chr(int(found[1], 16)) if found[1] else found[2], text)
-    return " ".join(unicodedata.normalize("NFC", plain).split()).strip(_AROUND).casefold()
-
-
-def _title_finder(titles: Sequence[str]) -> Callable[[str], int | None]:
-    """Finds a line's 0-based position: the label exactly, else without list mark and case, else without the parenthesis
-    that the line or the label lacks (a year; facts): a film of the same name and another year is no candidate, nor is
-    another version of a song ("Hurt (Nine Inch Nails)" for "Hurt (Johnny Cash)")."""
-    exact = {title: position for position, title in enumerate(titles)}
-    labels = [_spelling(title) for title in titles]
-    whole: dict[str, list[int]] = {}
-    bare: dict[str, list[int]] = {}
-    for position, label in enumerate(labels):
-        for names, name in ((whole, label), (bare, _bare(label).strip(_AROUND))):
-            if name:  # "***" and "(1995)" name nothing, not even an item without title
-                names.setdefault(name, []).append(position)
-
-    def find(line: str) -> int | None:
-        line = line.strip()
-        if line in exact:
-            return exact[line]
-        for text in dict.fromkeys((_spelling(line), _spelling(_LIST_MARK.sub("", line)))):
-            short = _bare(text).strip(_AROUND)
-            for found in (whole.get(text, ()), bare.get(text, ()), whole.get(short, ()), bare.get(short, ())):
-                if len(found) == 1:
-                    break
-            else:
-                continue
-            label = labels[found[0]]
-            other_year = len({_year(text), _year(label)} - {None}) > 1
-            other_version = _year(label) is None and label not in (text, short) and text != _bare(label).strip(_AROUND)
-            return None if other_year or other_version else found[0]
-        return None
-
-    return find
 
 
 def parse_completion(text: str, *, form: AnswerForm, titles: Sequence[str], opened_think: bool) -> ParsedAnswer:
