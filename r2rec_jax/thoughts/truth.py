@@ -6,8 +6,10 @@ does not see). A last statement that names the answer is an opinion and not coun
 statements do not name their film ("User 12 gave it 4"); they count as true when they are of any chain.
 
 R_true (*extension*) = facts stated / max(statements made, facts that the template states of the prompt). It is 1 for
-what the template writes. Leaving out what is hard to say costs as much as saying it wrong, and a fact counts once
-however often and in however many of its phrasings it is stated.
+what the template writes, but for the rare prompt that shows another film of the answer's name (one or two of 250 of
+MovieLens-100K, which has films twice): the template then says less, so as not to name its answer too early. Leaving out
+what is hard to say costs as much as saying it wrong, and a fact counts once however often and in however many of its
+phrasings it is stated.
 """
 
 from __future__ import annotations
