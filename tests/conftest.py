@@ -3,7 +3,8 @@
 Real material lies in ``../shared`` beside the checkout, or where ``R2REC_SHARED`` says. A missing file skips its
 tests on a laptop and fails them when ``CI=true``. What one test or its processes have compiled is read by the next, in
 this run of the tests alone. Three quarters of the tests' time would go into compiling, so that XLA is asked for the
-code that is made fastest, not for the one that runs fastest; ``JAX_DISABLE_MOST_OPTIMIZATIONS=0`` asks for that.
+code that is made fastest, not for the one that runs fastest (138 s of compiling in the decoder's tests become 65, and
+30 without the newer emitters of fusions); ``JAX_DISABLE_MOST_OPTIMIZATIONS=0`` asks for the other.
 """
 
 from __future__ import annotations
