@@ -35,11 +35,12 @@ from r2rec_jax.reporting.cells import linked
 from r2rec_jax.reporting.comparison import markdown_report
 from r2rec_jax.reporting.terminal import print_comparison
 from r2rec_jax.stages.cli import make_parser, parse
-from r2rec_jax.stages.run import HOSTED, RunFolder, builds_on, compared_settings, prompts_identity
+from r2rec_jax.stages.keys import builds_on, compared_settings
+from r2rec_jax.stages.run import HOSTED, RunFolder, prompts_identity
+from r2rec_jax.stages.systems import CHECKPOINTS, trained_by
 
 _RANKS = re.compile(r"ranks-test-(uniform|popularity|disliked)-.+\.jsonl")
 _TEST_SPLITS = ("last-positive", "global-time")
-_TRAINED_BY = {"base": "pretrain", "pretrained": "pretrain", "sft": "sft", "grpo": "grpo", "sft+grpo": "grpo"}
 _SEEDS = ("train_seed", "data.split_seed")
 
 
@@ -190,20 +191,23 @@ def _asked(ranks: Path, run: RunFolder, negatives: str, system: str) -> dict[str
 def _reported(ranks: Path, run: RunFolder, negatives: str, system: str) -> dict[str, Any]:
     """The settings in the latest result file that has a system's row, for ranks of a version that kept none beside
     them; nothing where there is no such file."""
-    lists = "test" if negatives == run.config.data.negatives else f"test-{negatives}"
     policy = system.partition("-likelihood")[0]
-    suffix, checkpoint = system.removeprefix(policy), {"pretrained": "base", "sft+grpo": "grpo"}.get(policy, policy)
-    files = [ranks.with_name(f"results-{lists}{name}{suffix}.json") for name in ("", f"-{checkpoint}")]
+    suffix, checkpoint = system.removeprefix(policy), CHECKPOINTS.get(policy, policy)
+    files = [_results_beside(ranks, run, negatives, name + suffix) for name in ("", f"-{checkpoint}")]
     results = [read_json(file, "evaluate the system again") for file in files if file.exists()]
     mine = [result for result in results if any(row.get("system") == system for row in result["rows"])]
     return max(mine, key=lambda result: result.get("created", "")).get("settings", {}) if mine else {}
 
 
+def _results_beside(ranks: Path, run: RunFolder, negatives: str, name: str) -> Path:
+    lists = "test" if negatives == run.config.data.negatives else f"test-{negatives}"
+    return ranks.with_name(f"results-{lists}{name}.json")
+
+
 def _asked_hosted(ranks: Path, run: RunFolder, negatives: str, _: str) -> dict[str, Any] | None:
     """The settings by which a hosted model answered, from the result file beside its ranks; None where that is not of
     the prompts that the run has now."""
-    lists = "test" if negatives == run.config.data.negatives else f"test-{negatives}"
-    file = ranks.with_name(f"results-{lists}-{ranks.stem.removeprefix(f'ranks-test-{negatives}-')}.json")
+    file = _results_beside(ranks, run, negatives, ranks.stem.removeprefix(f"ranks-test-{negatives}"))
     result = read_json(file, "run evaluate --endpoint again: it goes on from its answers") if file.exists() else {}
     if result.get("identity") != fingerprint(prompts_identity(run, negatives)):
         progress.say(f"compare: {ranks} is left out, its run has other prompts or candidates now")
@@ -217,8 +221,8 @@ def _asked_hosted(ranks: Path, run: RunFolder, negatives: str, _: str) -> dict[s
 def _variant(run: RunFolder, system: str, asked: Mapping[str, Any]) -> str:
     """Fingerprint of the settings that decide what a system is and how it was asked, its seeds apart."""
     config, plain = run.config, as_plain(run.config)
-    trained = _TRAINED_BY.get(system.partition("-likelihood")[0])
-    waiting, settings = [trained or "thoughts"], {}
+    policy = system.partition("-likelihood")[0]
+    waiting, settings = [trained_by(policy) if policy in CHECKPOINTS else "thoughts"], {}
     while waiting:
         stage = waiting.pop()
         read = compared_settings(plain, stage, run.texts)

@@ -45,28 +45,11 @@ from r2rec_jax.prompts.answer import AnswerForm
 from r2rec_jax.stages.likelihood import likelihood_query, policy_likelihood
 from r2rec_jax.stages.rendering import RenderedQuery, count_dropped, render_queries
 from r2rec_jax.stages.swapped import with_swapped_chains
+from r2rec_jax.stages.systems import CHECKPOINTS, system_name, trained_by
 from r2rec_jax.stages.thinking import shown_thoughts
 from r2rec_jax.stages.workspace import Workspace
 from r2rec_jax.thoughts.truth import Truth, count_true, truth_of
 from r2rec_jax.training.state import stream_key
-
-CHECKPOINTS = {"base": "base", "sft": "sft", "sft+grpo": "grpo"}
-"""System in the settings -> checkpoint of the run."""
-
-
-def system_name(work: Workspace, checkpoint: str) -> str:
-    """How tables call a checkpoint: the policy before SFT is ``pretrained`` where the run trained its backbone, GRPO
-    without SFT is ``grpo``."""
-    if checkpoint == "base":
-        return "pretrained" if work.config.trains_backbone else "base"
-    if checkpoint == "grpo":
-        return "sft+grpo" if work.config.grpo.start == "sft" else "grpo"
-    return checkpoint
-
-
-def trained_by(checkpoint: str) -> str:
-    """The stage whose product a checkpoint is."""
-    return "pretrain" if checkpoint == "base" else checkpoint
 
 
 def likelihood_suffix(config: EvaluateConfig) -> str:
@@ -111,7 +94,7 @@ def evaluation_files(work: Workspace, checkpoint: str, config: EvaluateConfig) -
     folder, look = work.run.folder("evaluate"), look_name(work, config, [*SHAPING[config.method], "users"])
     lists = lists_name(work, config) + look
     suffix = likelihood_suffix(config)
-    system = system_name(work, checkpoint) + suffix
+    system = system_name(work.config, checkpoint) + suffix
     exam = "" if config.chains == "own" else f"chains-{config.chains}-"
     if look:
         exam = f"{look[1:]}-{exam}"
@@ -215,7 +198,7 @@ def evaluate_checkpoint(work: Workspace, checkpoint: str, config: EvaluateConfig
     All processes decode every batch together; process 0 decides which batches are left, judges and keeps the answers,
     and the others return none.
     """
-    system = system_name(work, checkpoint) + likelihood_suffix(config)
+    system = system_name(work.config, checkpoint) + likelihood_suffix(config)
     path = evaluation_files(work, checkpoint, config).predictions
     generate = exam.make_generate(checkpoint)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from r2rec_jax.config import TrainConfig, as_plain
 from r2rec_jax.data.fetch import sha256_of
-from r2rec_jax.stages.run import WITHOUT_EFFECT
+from r2rec_jax.stages.keys import WITHOUT_EFFECT
 
 FORMAT = 2
 MANIFEST = "manifest.json"

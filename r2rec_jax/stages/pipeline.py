@@ -19,8 +19,9 @@ from r2rec_jax.files import write_text
 from r2rec_jax.parallel.distributed import company, is_first, on_first, start
 from r2rec_jax.parallel.kept import programs
 from r2rec_jax.progress import format_duration, mute, say
+from r2rec_jax.stages.keys import builds_on
 from r2rec_jax.stages.reuse import reuse_stages
-from r2rec_jax.stages.run import CODE, RunFolder, builds_on
+from r2rec_jax.stages.run import CODE, RunFolder
 from r2rec_jax.stages.workspace import Workspace
 
 TOGETHER = ("pretrain", "sft", "grpo", "evaluate")

@@ -13,8 +13,9 @@ from rich.text import Text
 
 from r2rec_jax.prompts.answer import parse_completion
 from r2rec_jax.prompts.verbalize import chain_text, profile_text
-from r2rec_jax.stages.evaluation import make_generate, system_name
+from r2rec_jax.stages.evaluation import make_generate
 from r2rec_jax.stages.rendering import render_query
+from r2rec_jax.stages.systems import system_name
 from r2rec_jax.stages.thinking import shown_thoughts
 from r2rec_jax.stages.workspace import Workspace
 
@@ -29,7 +30,8 @@ def recommend(work: Workspace, user_id: str, checkpoint: str, top: int) -> dict[
         top: how many places are returned.
 
     Returns:
-        JSON-ready: user, profile, liked, chains, ranking (place, item_id, title, is_target), reasoning, raw output.
+        JSON-ready: user, checkpoint, profile, liked, chains, candidates, ranking (place, item_id, title,
+        is_held_out_item), reasoning, valid, truncated, output (as it was written), prompt.
 
     Raises:
         ValueError: no such user, too few likes for a query, or a run in use whose prompts show thoughts.
@@ -47,7 +49,7 @@ def recommend(work: Workspace, user_id: str, checkpoint: str, top: int) -> dict[
                 "is_held_out_item": position == r.target}
                for place, position in enumerate(parsed.ranking[:top], start=1)]
     return {
-        "user": user_id, "checkpoint": system_name(work, checkpoint), "profile": profile_text(r.view.profile),
+        "user": user_id, "checkpoint": system_name(work.config, checkpoint), "profile": profile_text(r.view.profile),
         "liked": [f"{item.title} ({item.year})" if item.year else item.title for item, _ in r.view.liked],
         "chains": [chain_text(chain) for chain in r.chains], "candidates": list(r.labels), "ranking": ranking,
         "reasoning": parsed.reasoning.splitlines(), "valid": parsed.valid, "truncated": answer.truncated[0],

@@ -20,7 +20,8 @@ from r2rec_jax.data.fetch import changed_sources
 from r2rec_jax.files import read_json
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.progress import say
-from r2rec_jax.stages.run import BESIDES, CODE, FREE, RunFolder, besides, builds_on, made_with, stage_key
+from r2rec_jax.stages.keys import BESIDES, besides, builds_on, made_with, stage_key
+from r2rec_jax.stages.run import CODE, FREE, RunFolder
 from r2rec_jax.training.metrics import JsonLines
 
 TAKEN = tuple(stage for stage in STAGES if stage not in FREE)

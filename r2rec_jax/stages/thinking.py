@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from r2rec_jax.config import TrainConfig
+from r2rec_jax.config import TrainConfig, as_plain
 from r2rec_jax.data.queries import Query
 from r2rec_jax.files import write_json_lines
 from r2rec_jax.parallel.distributed import on_first, several
@@ -32,6 +32,7 @@ from r2rec_jax.prompts.thought import render_thought, render_thought_completion
 from r2rec_jax.prompts.verbalize import item_name
 from r2rec_jax.prompts.views import ChainView
 from r2rec_jax.sampling.endpoint import Stopped
+from r2rec_jax.stages.keys import rankings_or_sft_read_thoughts
 from r2rec_jax.stages.prepared import Prepared
 from r2rec_jax.stages.rendering import (
     ChainThoughts,
@@ -225,10 +226,9 @@ def held_out_examples(work: Workspace, written: Written | None = None) -> list[T
 
 
 def _are_unread(config: TrainConfig) -> bool:
-    """Whether no prompt, example or text of the run has a thought in it; a ranking has those of chains it shows."""
-    of_rankings = config.prompts.chains and config.prompts.thoughts != "none"
-    return (not of_rankings and not config.sft.thought_weight
-            and not (config.trains_backbone and config.pretrain.mix.thoughts))
+    """Whether no prompt, example or text of the run has a thought in it."""
+    return not (rankings_or_sft_read_thoughts(as_plain(config))
+                or (config.trains_backbone and config.pretrain.mix.thoughts))
 
 
 def _unwritten(work: Workspace, queries: Sequence[Query]) -> Written:

@@ -19,8 +19,9 @@ from r2rec_jax.data.load import load_dataset
 from r2rec_jax.data.tabular import map_ratings
 from r2rec_jax.prompts.templates import wording
 from r2rec_jax.stages.cli import add_train_config, make_parser, parse_train_config
+from r2rec_jax.stages.keys import WITHOUT_EFFECT, stage_key
 from r2rec_jax.stages.prepare import prepare
-from r2rec_jax.stages.run import WITHOUT_EFFECT, config_from_plain, stage_key
+from r2rec_jax.stages.run import config_from_plain
 
 PLAYS = """listener,song,score,when
 ann,s2,9,2024-05-01T18:30:00+02:00

@@ -17,7 +17,7 @@ from r2rec_jax.models.backbone import tiny_hf_config
 from r2rec_jax.models.llama import LlamaConfig, abstract_llama, split_llama
 from r2rec_jax.parallel.mesh import make_mesh, row_shards
 from r2rec_jax.parallel.sharding import Undivided, names_of, place, spec_of, undivided
-from r2rec_jax.stages.run import stage_key
+from r2rec_jax.stages.keys import stage_key
 from r2rec_jax.stages.workspace import Workspace
 from r2rec_jax.training.state import init_state, make_optimizer
 

@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from r2rec_jax.config import GrpoConfig, SftConfig, TrainConfig
-from r2rec_jax.stages.run import RunFolder, stage_key
+from r2rec_jax.stages.keys import stage_key
+from r2rec_jax.stages.run import RunFolder
 from r2rec_jax.stages.workspace import Workspace
 
 STAGES = pytest.mark.parametrize(("stage", "section"), [("sft", SftConfig), ("grpo", GrpoConfig)])

@@ -19,7 +19,8 @@ from r2rec_jax.config import (
 )
 from r2rec_jax.files import write_json
 from r2rec_jax.stages import run as run_module
-from r2rec_jax.stages.run import HOSTED, LATER, READS, RunFolder, config_from_plain, read_settings, stage_key
+from r2rec_jax.stages.keys import LATER, READS, read_settings, stage_key
+from r2rec_jax.stages.run import HOSTED, RunFolder, config_from_plain
 
 
 def config(tmp_path: Path, **changes) -> TrainConfig:

@@ -25,12 +25,13 @@ from r2rec_jax.prompts.templates import TEMPLATE_VERSION
 from r2rec_jax.reasons import one_line
 from r2rec_jax.stages.baselines import BaselineConfig
 from r2rec_jax.stages.cli import BadInput, add_train_config, from_plain, make_parser, parse_train_config
-from r2rec_jax.stages.run import FIRST_TEXTS, builds_on, config_from_plain, without_effect
+from r2rec_jax.stages.keys import FIRST_TEXTS, builds_on, without_effect
+from r2rec_jax.stages.run import config_from_plain
+from r2rec_jax.stages.systems import CHECKPOINTS, system_name, trained_by
 
 COUNTS = ("eval_users", "validation_users", "sft_queries", "rl_queries")
 """Settings of the data that say how many are asked, and not what."""
 
-_PRODUCED_BY = {"base": "pretrain", "sft": "sft", "grpo": "grpo"}
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def baseline_config(asked: ExperimentList, trial: Trial) -> BaselineConfig:
 
 def needed_stages(config: TrainConfig, checkpoints: Sequence[str]) -> tuple[str, ...]:
     """The stages that these checkpoints rest on, in the order of the recipe."""
-    waiting, needed = [_PRODUCED_BY[name] for name in checkpoints], set()
+    waiting, needed = [trained_by(name) for name in checkpoints], set()
     while waiting:
         stage = waiting.pop()
         needed.add(stage)
@@ -262,9 +263,8 @@ def _resolve(asked: ExperimentList, experiment: Experiment, seed: int, run_dir: 
 
 
 def _checkpoint(experiment: Experiment, config: TrainConfig, system: str) -> str:
-    final = "sft+grpo" if config.grpo.start == "sft" else "grpo"
-    names = {"base": "base", "pretrained": "base", "sft": "sft", final: "grpo"}
-    if system not in names or (system == "pretrained" and not config.trains_backbone):
+    names = ("base", *(["pretrained"] if config.trains_backbone else []), "sft", system_name(config, "grpo"))
+    if system not in names:
         raise BadInput(f"experiment {experiment.name}: systems must be among {', '.join(names)} with grpo.start "
                        f"{config.grpo.start} and backbone {config.backbone.source}; got {system}")
-    return names[system]
+    return CHECKPOINTS[system]

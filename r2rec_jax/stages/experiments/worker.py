@@ -65,15 +65,10 @@ def alone(folder: Path, patience_s: float = STOPPED_S) -> Iterator[None]:
 def run_trial(order: Mapping[str, Any], overwrite: bool = False) -> list[dict[str, Any]]:
     """Train and evaluate; one entry an evaluation: what it was, and its files."""
     from r2rec_jax.progress import say
-    from r2rec_jax.stages.evaluation import (
-        evaluate_run,
-        evaluation_files,
-        evaluation_queries,
-        likelihood_suffix,
-        system_name,
-    )
+    from r2rec_jax.stages.evaluation import evaluate_run, evaluation_files, evaluation_queries, likelihood_suffix
     from r2rec_jax.stages.pipeline import run_stages
     from r2rec_jax.stages.run import RunFolder, config_from_plain
+    from r2rec_jax.stages.systems import system_name
     from r2rec_jax.stages.workspace import Workspace
 
     config = config_from_plain(order["config"])
@@ -85,7 +80,7 @@ def run_trial(order: Mapping[str, Any], overwrite: bool = False) -> list[dict[st
             asked = replace(config.evaluate, split=order["split"], method=exam["method"], chains=exam["chains"])
             files = evaluation_files(work, exam["checkpoint"], asked)
             evaluate_run(work, asked, [exam["checkpoint"]], files.results)
-            system = system_name(work, exam["checkpoint"]) + likelihood_suffix(asked)
+            system = system_name(work.config, exam["checkpoint"]) + likelihood_suffix(asked)
             say(f"{system} with {exam['chains']} chains: evaluated")
             left.append({**exam, "system": system, **{name: str(path) for name, path in vars(files).items()},
                          "queries": [query.query_id for query in evaluation_queries(work, asked)]})
