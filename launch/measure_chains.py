@@ -8,7 +8,6 @@ Writes results/chains_ml1m.json.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from r2rec_jax.config import DataConfig, as_plain, fingerprint
 from r2rec_jax.data.movielens import load_movielens
 from r2rec_jax.data.splits import training_edges
-from r2rec_jax.evaluation.tables import result_file
+from r2rec_jax.evaluation.tables import cpus, result_file
 from r2rec_jax.files import write_json
 from r2rec_jax.graph.bipartite import build
 from r2rec_jax.graph.chains import sample_chains
@@ -39,8 +38,7 @@ def main() -> None:
         started = time.perf_counter()
         drawn = sample_chains(build(dataset, edges), dataset, users, places, chains=CHAINS, seed=seed)
         seconds.append(time.perf_counter() - started)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    rows = [{"work": "chains", "dataset": "ml-1m", "users": len(users), "chains_a_user": CHAINS, "cores": cores,
+    rows = [{"work": "chains", "dataset": "ml-1m", "users": len(users), "chains_a_user": CHAINS, "cores": len(cpus()),
              "users_with_chains": sum(bool(c) for c in drawn), "seconds_median": float(np.median(seconds)),
              "seconds_min": min(seconds), "seconds_max": max(seconds), "repeats": REPEATS, "seeds": REPEATS}]
     write_json("results/chains_ml1m.json", result_file(

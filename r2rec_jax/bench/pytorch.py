@@ -8,7 +8,6 @@ taken. torch, peft and trl are imported here alone, when a :class:`PyTorch` is m
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from r2rec_jax.bench.inputs import Pair, equal_pairs, prompts, sft_data
 from r2rec_jax.bench.presets import SEED, TEMPERATURE, TOP_P, Preset
 from r2rec_jax.bench.timing import Work, best, forget_peak_host, peak_host_gb, timed
 from r2rec_jax.bench.works import DRAWN, Draw
+from r2rec_jax.evaluation.tables import cpus
 from r2rec_jax.progress import say
 
 LR = 1e-5
@@ -47,7 +47,7 @@ class PyTorch:
         self.on_gpu = torch.cuda.is_available()
         self.device = "cuda" if self.on_gpu else "cpu"
         self.dtype = getattr(torch, preset.dtype)
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        torch.set_num_threads(len(cpus()))
         torch.manual_seed(SEED)
         self._model: Any = None
         self.tried: dict[str, dict[str, float] | None] = {}

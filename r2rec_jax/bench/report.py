@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from r2rec_jax.bench.compare import Worker, measure
 from r2rec_jax.bench.presets import WORKS, Preset
 from r2rec_jax.bench.projection import project
 from r2rec_jax.config import fingerprint
-from r2rec_jax.evaluation.tables import provenance, result_file
+from r2rec_jax.evaluation.tables import cpus, provenance, result_file
 from r2rec_jax.files import read_json, write_json
 from r2rec_jax.progress import format_duration, say
 
@@ -103,8 +102,7 @@ def merge(earlier: Mapping[str, Any], preset: Preset, work: str, rows: Sequence[
     every = sorted([*kept, *rows], key=lambda row: WORKS.index(row["work"]))
     where = provenance()
     where["versions"] = {**where["versions"], **packages}
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    runs = {**earlier.get("runs", {}), work: {**where, "threads": threads, "repeats": preset.repeats, **notes}}
+    runs = {**earlier.get("runs", {}), work: {**where, "threads": len(cpus()), "repeats": preset.repeats, **notes}}
     projection = project(preset, every)
     file = result_file(
         f"bench, preset {preset.name}: our path and transformers, peft and trl", every,

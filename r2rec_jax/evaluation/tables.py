@@ -145,6 +145,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def cpus() -> list[int]:
+    """Numbers of the CPUs that this process may use, rising."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
 def hardware() -> str:
     """One line: the accelerators, or the CPU with the cores and the memory this process may use.
 
@@ -152,8 +157,7 @@ def hardware() -> str:
     """
     import jax
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    host = f"{_cpu_model()}, {cores} cores"
+    host = f"{_cpu_model()}, {len(cpus())} cores"
     try:
         host += f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB"
     except (ValueError, OSError, AttributeError):

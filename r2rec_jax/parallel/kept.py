@@ -23,8 +23,9 @@ VARIABLE = "R2REC_COMPILED"
 """Environment variable: another folder for compiled programs, or ``off``."""
 FOLDER = "~/.cache/r2rec_jax/compiled"
 MAX_BYTES = 4 * 10**9
+"""Programs that were used longest ago leave a folder of this size."""
 MAX_PROGRAMS = 1000
-"""Programs that were used longest ago leave a folder of this size, or, when a process starts, of so many."""
+"""The same, when a process starts, of a folder of so many."""
 KEPT_SECONDS = 0.2
 """A program that takes less time to compile is not kept."""
 

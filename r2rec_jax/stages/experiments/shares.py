@@ -10,6 +10,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
+from r2rec_jax.evaluation.tables import cpus
+
 T = TypeVar("T")
 
 _DEVICE = re.compile(r"[0-9]+|(GPU|MIG)-.+")
@@ -44,15 +46,14 @@ def shares(jobs: int, environment: Mapping[str, str] = os.environ, devices: Path
     """
     if jobs == 1:
         return [Share()]
-    pinned = hasattr(os, "sched_getaffinity")  # Linux
-    cpus = sorted(os.sched_getaffinity(0)) if pinned else list(range(os.cpu_count() or 1))
-    if not 1 <= jobs <= len(cpus):
-        raise ValueError(f"--jobs must be in 1..{len(cpus)}, the CPUs of this process; got {jobs}")
+    pinned, mine = hasattr(os, "sched_getaffinity"), cpus()  # Linux has it
+    if not 1 <= jobs <= len(mine):
+        raise ValueError(f"--jobs must be in 1..{len(mine)}, the CPUs of this process; got {jobs}")
     gpus = visible_gpus(environment, devices)
     if gpus and jobs > len(gpus):
         raise ValueError(f"--jobs must be in 1..{len(gpus)}, the GPUs of this process; got {jobs}; JAX_PLATFORMS=cpu "
                          "leaves them out")
-    return [Share(tuple(_part(cpus, job, jobs)) if pinned else (), ",".join(_part(gpus, job, jobs)) if gpus else None)
+    return [Share(tuple(_part(mine, job, jobs)) if pinned else (), ",".join(_part(gpus, job, jobs)) if gpus else None)
             for job in range(jobs)]
 
 
