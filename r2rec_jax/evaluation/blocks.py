@@ -106,10 +106,11 @@ def check_block(block: Block, common_users: bool = False) -> Block:
 
     Args:
         block: of :func:`gather`.
-        common_users: leave out what not every run of a ``split_seed`` ranked, instead of refusing.
+        common_users: leave out what not every run of a ``split_seed`` ranked, instead of refusing, and draws that not
+            every system has, where there are some that all have.
 
     Returns:
-        The block, with ``common_users`` restricted to the queries that all runs of a ``split_seed`` share.
+        The block, with ``common_users`` restricted to the draws and queries that all systems share.
 
     Raises:
         ValueError: two systems ranked other candidates or other queries, or share no draw of candidates.
@@ -119,6 +120,11 @@ def check_block(block: Block, common_users: bool = False) -> Block:
             raise ValueError(f"compared systems must rank the same candidates; {first.label} was drawn with split_seed "
                              f"{_listed(first.split_seeds)} and {second.label} with {_listed(second.split_seeds)} "
                              f"({_where(block)}); evaluate one of them on the other's queries")
+    draws = set.intersection(*(set(system.split_seeds) for system in block.systems))
+    if common_users and draws:
+        block = replace(block, systems=tuple(
+            replace(system, runs=tuple(run for run in system.runs if run.split_seed in draws))
+            for system in block.systems))
     kept: dict[int, set[str]] = {}
     runs = [(system, run) for system in block.systems for run in system.runs]
     for split_seed in {run.split_seed for _, run in runs}:

@@ -157,18 +157,30 @@ def compare_systems(block: Block, *, seed: int = 0, draws: int = 10_000) -> list
 
 
 def best_systems(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
-    """Labels of the rows with the highest mean of a metric (all that tie)."""
-    top = max(row[metric] for row in rows)
-    return [row["system"] for row in rows if row[metric] >= top - 1e-12]
+    """Labels of the rows with the highest mean of a metric (all that tie), among two or more that were judged on the
+    same draws of candidates: means over other draws differ by those too."""
+    best = []
+    for peers in _by_draws(rows).values():
+        top = max(row[metric] for row in peers)
+        best += [row["system"] for row in peers if len(peers) > 1 and row[metric] >= top - 1e-12]
+    return best
 
 
 def worse_than_best(rows: Sequence[Mapping[str, Any]], tests: Sequence[PairTest], metric: str) -> set[str]:
-    """Labels that the best system of the block beats significantly: bootstrap, Holm-corrected p below 0.05."""
-    best = set(best_systems(rows, metric))
+    """Labels that the best system on the same draws beats significantly: bootstrap, Holm-corrected p below 0.05."""
+    best, draws = set(best_systems(rows, metric)), {row["system"]: row["split_seed"] for row in rows}
     return {
         other for test in tests if test.metric == metric and test.p_holm < ALPHA
-        for other, top in ((test.a, test.b), (test.b, test.a)) if top in best and other not in best
+        for other, top, lead in ((test.a, test.b, -test.difference), (test.b, test.a, test.difference))
+        if top in best and other not in best and draws[other] == draws[top] and lead > 0
     }
+
+
+def _by_draws(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[int, ...], list[Mapping[str, Any]]]:
+    found: dict[tuple[int, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row["split_seed"]), []).append(row)
+    return found
 
 
 def _corrected(tests: list[PairTest]) -> list[PairTest]:

@@ -25,7 +25,7 @@ FURTHER = {"hr@5": "HitRatio@5", "hr@10": "HitRatio@10", "ndcg@10": "NDCG@10", "
 NONE = "-"
 
 NOTES = f"""- Means over runs ± standard deviation over runs.
-- **Bold**: the best of our systems under the same data, negatives and split.
+- **Bold**: the best of our systems under the same data, negatives, split and seeds.
 - `*`: significantly below that best one (paired bootstrap over users, p < {ALPHA:g} after Holm's correction over all
   pairs of systems under the same data, negatives and split).
 - `†`: a figure of the paper that no list of ranks can give. With one relevant item NDCG@3 lies between
@@ -226,7 +226,7 @@ def _our_lines(own: Sequence[tuple[BlockReport, Row]], datasets: Sequence[str]) 
         worse = {key: worse_than_best(report.rows, report.tests, key) for key in SHOWN}
         cells = []
         for key in SHOWN:
-            bold = "**" if row["system"] in best[key] and len(report.rows) > 1 else ""
+            bold = "**" if row["system"] in best[key] else ""
             cells.append(f"{bold}{spread(row, key)}{bold}" + ("\\*" if row["system"] in worse[key] else ""))
         lines.setdefault((row["system"], *conditions(row)), {})[report.dataset] = cells
     return [_cells([_text(label), "ours", *(cell for dataset in datasets for cell in found.get(dataset, [NONE] * 3)),

@@ -100,7 +100,7 @@ def _our_cells(report: BlockReport, row: Row, printed: str) -> list[str | Text]:
     for key in SHOWN:
         mark = "*" if row["system"] in worse_than_best(report.rows, report.tests, key) else ""
         below = f"\n±{_short(row['sd'][key])}" if key in row["sd"] else ""
-        style = "bold" if row["system"] in best_systems(report.rows, key) and len(report.rows) > 1 else ""
+        style = "bold" if row["system"] in best_systems(report.rows, key) else ""
         figures.append(Text(f"{_short(row[key])}{mark}{below}", style=style))
     return [Text(row["system"]), *figures, printed, f"{row['negatives']}\n{row['split']}",
             f"{seeds(row)}\n{people(row)} users"]

@@ -57,7 +57,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--negatives", type=Literal["uniform", "popularity", "disliked"] | None, default=None,
                         help="only candidates of this sampler; all that were evaluated when not given")
     parser.add_argument("--common_users", action="store_true",
-                        help="compare on the users that all systems ranked, where some ranked fewer")
+                        help="compare on the draws and the users that all systems ranked, where some ranked fewer")
     parser.add_argument("--markdown", type=str | None, default=None, metavar="OUT", help="write the tables here")
     parser.add_argument("--plot", type=str | None, default=None, metavar="OUT",
                         help="draw position bias and popularity here (PNG); --markdown links it")
@@ -84,7 +84,8 @@ def compare_folders(folders: Sequence[str], *, negatives: str | None = None, com
     Args:
         folders: of runs, of baseline models, or above several of them.
         negatives: only candidates of this sampler; all samplers when None.
-        common_users: compare on the queries that all systems ranked, instead of refusing those that ranked fewer.
+        common_users: compare on the draws and queries that all systems ranked, instead of refusing those that ranked
+            fewer.
 
     Raises:
         ValueError: a folder holds no evaluated system, a file is damaged, or systems ranked other candidates (named).

@@ -137,6 +137,20 @@ def test_what_is_worse_than_the_best_is_marked_and_only_that():
     assert worse_than_best(report.rows, report.tests, "hr@1") == {"ease"}
 
 
+def test_means_over_other_draws_are_not_ranked_against_each_other():
+    """The mean of sasrec is the highest by its second draw alone; on the one that sft has too, sft is far above it."""
+    sasrec = [make_run("sasrec", 0.3, users=400), make_run("sasrec", 0.95, seed=1, users=400)]
+    ease = [make_run("ease", 0.1, seed=seed, users=400) for seed in (0, 1)]
+    runs = (*sasrec, *ease, make_run("sft", 0.5, users=400))
+    report = report_block(check_block(one_block(*runs)), draws=1000)
+    assert best_systems(report.rows, "hr@1") == ["sasrec"] and worse_than_best(report.rows, report.tests, "hr@1") == {
+        "ease"}
+    shared = report_block(check_block(one_block(*runs), common_users=True), draws=1000)
+    assert all(row["split_seed"] == [0] for row in shared.rows)
+    assert best_systems(shared.rows, "hr@1") == ["sft"]
+    assert worse_than_best(shared.rows, shared.tests, "hr@1") == {"sasrec", "ease"}
+
+
 def test_equal_systems_share_the_first_place_unmarked():
     ease = make_run("ease")
     twin = replace(ease, system="item-knn", records=tuple(replace(r, system="item-knn") for r in ease.records))

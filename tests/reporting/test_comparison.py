@@ -31,8 +31,8 @@ def make_test(a: str, b: str, p: float, metric: str = "hr@1") -> PairTest:
 def make_report(**changes) -> BlockReport:
     rows = (make_row("popularity", 0.3), make_row("sasrec", 0.6), make_row("sft+grpo", 0.59))
     tests = tuple(make_test(a, b, p, metric) for metric in ("hr@1", "hr@3", "ndcg@3", "mrr")
-                  for a, b, p in (("popularity", "sasrec", 0.001), ("sasrec", "sft+grpo", 0.4),
-                                  ("popularity", "sft+grpo", 0.001)))
+                  for a, b, p in (("sasrec", "popularity", 0.001), ("sasrec", "sft+grpo", 0.4),
+                                  ("sft+grpo", "popularity", 0.001)))
     return replace(BlockReport("ml-1m", "uniform", "last-positive", rows, tests), **changes)
 
 
