@@ -31,14 +31,15 @@ def generation_config(tokenizer: Tokenizer, sampling: GrpoConfig, vocab_size: in
     """How to generate as the rollouts did with a backbone of so many rows, in transformers' names.
 
     DeepSeek-R1-Distill-Llama-8B, trained at 0.6 and 0.9: ``{"bos_token_id": 128000, "eos_token_id": 128001,
-    "pad_token_id": 128001, "do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 1024}``.
+    "pad_token_id": 128001, "do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 0, "max_new_tokens": 1024}``.
+    Where a file does not say that no top-k is taken, transformers draws among 50 tokens.
     """
     ends = list(tokenizer.end_ids)
     return {
         **({} if tokenizer.bos_id is None else {"bos_token_id": tokenizer.bos_id}),
         "eos_token_id": ends[0] if len(ends) == 1 else ends, "pad_token_id": tokenizer.pad_within(vocab_size),
         "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p,
-        "max_new_tokens": sampling.max_new_tokens,
+        "top_k": 0, "max_new_tokens": sampling.max_new_tokens,
     }
 
 

@@ -119,7 +119,7 @@ def test_the_exported_folder_serves_as_trained(served: Path, tokenizer: Tokenize
     assert auto.decode(example.completion_ids, skip_special_tokens=True) == COMPLETION.removeprefix("<think>\n")
     generation = transformers.GenerationConfig.from_pretrained(served)
     assert (generation.eos_token_id, generation.pad_token_id, generation.bos_token_id) == (END, END, BOS)
-    assert (generation.do_sample, generation.temperature, generation.top_p) == (True, 0.6, 0.9)
+    assert (generation.do_sample, generation.temperature, generation.top_p, generation.top_k) == (True, 0.6, 0.9, 0)
     generation.validate(strict=True)
     assert Tokenizer.load(served).fingerprint == tokenizer.fingerprint
 
