@@ -241,7 +241,7 @@ class GrpoConfig:
         mask_truncated: drop completions that hit the limit from the loss.
         steps: stop after this many steps (rollouts, and ``iterations`` updates on each); null runs all epochs.
         start: the adapter GRPO starts from: ``sft``, or ``base`` for the paper's row without SFT.
-        checkpoint_every: updates between checkpoints.
+        checkpoint_every: steps between checkpoints.
         eval_every: steps between looks at held-out prompts: ``eval_prompts`` validation queries, each answered
             ``group_size`` times by drawn answers, before the first step, after every so many and after the last. Their
             rewards are logged beside those of the training prompts (``eval_reward_rank``, ``eval_hit``, ...), and

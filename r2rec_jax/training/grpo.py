@@ -207,15 +207,16 @@ def with_scores(group: GroupBatch, score: Program, lora: nnx.State, reference: n
 def update(state: TrainState, updates: Updates, base: nnx.State, passes: Sequence[GroupBatch], iterations: int
            ) -> tuple[TrainState, dict[str, float]]:
     """All updates on one step's rollouts; values are token means, averaged over the updates (:data:`OF_THE_FIRST`: the
-    first's), and left out where no token was trained on."""
+    first's), and left out where no token was trained on, as ``kl`` is where no reference was scored."""
     rows, counts = [], [rows_used(group) for group in passes]
+    means_of = [name for name in SUMS if name != "kl" or any(group.reference is not None for group in passes)]
     for _ in range(iterations):
         state, values = updates.run(state, base, [(group,) for group in passes])
         tokens = values.pop("tokens")
         parts = signal_and_noise(values["grad_norm"], values.pop("pass_squares", np.nan), counts)
         values |= {"grad_signal": parts[0], "grad_noise": parts[1], "grad_groups": sum(counts)} if parts else {}
         rows.append({name: value / tokens if name in SUMS else value for name, value in values.items()
-                     if tokens or name not in SUMS})
+                     if name not in SUMS or (tokens and name in means_of)})
     means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in rows[0]}
     first = {name: rows[0][name] for name in OF_THE_FIRST if name in rows[0]}
     return state, means | {name: rows[-1][name] for name in ("skipped", "skipped_in_a_row")} | first

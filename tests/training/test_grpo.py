@@ -191,6 +191,14 @@ def test_the_first_kl_is_that_of_the_chosen_reference(tiny, prompts, tmp_path, c
         assert rows[0]["kl"] > 1e-3
 
 
+def test_without_a_reference_no_kl_is_told(tiny, prompts, tmp_path, checkpoints):
+    """The policy moves away from where it began, and nobody has measured how far."""
+    config = dataclasses.replace(CONFIG, beta=0.0, steps=3)
+    trained, _, (rows, _) = run(tiny, prompts, tmp_path, checkpoints, "free", config)
+    assert trained.steps == len(rows) == 3 and all(row["grad_norm"] > 0 for row in rows)
+    assert all("entropy" in row and "kl" not in row for row in rows)
+
+
 @pytest.mark.parametrize("changes", [{"loss": "dapo", "scale_rewards": "none"}, {"loss": "dr_grpo", "beta": 0.0},
                                      {"loss": "bnpo", "scale_rewards": "batch"},
                                      {"importance": "sequence", "sampler_cap": 2.0, "iterations": 2},
