@@ -37,8 +37,13 @@ from r2rec_jax.stages.keys import (
     setting,
     stage_key,
 )
+from r2rec_jax.training.metrics import JsonLines
 
 FREE = ("evaluate", "export")
+
+METRICS = "metrics.jsonl"
+PLOTS = {"pretrain": "loss.png", "sft": "loss.png", "grpo": "reward.png"}
+"""Stage that leaves rows of metrics -> the plot that shows them."""
 
 HOSTED = "hosted"
 """Folder of what ``evaluate --endpoint`` asked."""
@@ -164,10 +169,15 @@ class RunFolder:
         return self.path / stage
 
     def clear(self, stage: str, but: Sequence[str] = ()) -> None:
-        """Forget a stage and delete its output, all ``but`` the files that these patterns name."""
+        """Forget a stage and delete its output, all ``but`` the files that these patterns name, with its rows of
+        metrics and the plot of them."""
         done = self._stages()
         done.pop(stage, None)
         write_json(self.path / "stages.json", done)
+        if stage in PLOTS:
+            JsonLines(self.path / METRICS).keep(lambda row: row.get("stage") != stage)
+            delete_folder(self.path / "tensorboard" / stage)
+            (self.path / "plots" / PLOTS[stage]).unlink(missing_ok=True)
         folder = self.folder(stage)
         if not but:
             delete_folder(folder)

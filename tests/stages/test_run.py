@@ -18,9 +18,11 @@ from r2rec_jax.config import (
     as_plain,
 )
 from r2rec_jax.files import write_json
+from r2rec_jax.reporting.plots import read_metrics
 from r2rec_jax.stages import run as run_module
 from r2rec_jax.stages.keys import LATER, READS, read_settings, stage_key
 from r2rec_jax.stages.run import HOSTED, RunFolder, config_from_plain
+from r2rec_jax.training.metrics import MetricsWriter
 
 
 def config(tmp_path: Path, **changes) -> TrainConfig:
@@ -65,6 +67,25 @@ def test_overwrite_keeps_what_the_change_does_not_touch(tmp_path):
     run = open_run(config(tmp_path, sft=SftConfig(lr=1e-4)), overwrite=True)
     assert [run.is_done(s) for s in STAGES] == [True, True, True, False, False, False, False]
     assert (run.folder("thoughts") / "product").exists() and not run.folder("sft").exists()
+
+
+def test_what_a_deleted_stage_told_goes_with_it(tmp_path):
+    run = open_run(config(tmp_path))
+    finish(run, *STAGES)
+    for stage in ("pretrain", "sft", "grpo"):
+        metrics = MetricsWriter(run.path, stage)
+        metrics.write(1, {"loss": 1.0}, 0.5)
+        metrics.close()
+    plots = [run.path / "plots" / name for name in ("loss.png", "reward.png")]
+    plots[0].parent.mkdir()
+    for plot in plots:
+        plot.write_bytes(b"drawn")
+    run = open_run(config(tmp_path, grpo=GrpoConfig(lr=1e-4)), overwrite=True)
+    assert [row["stage"] for row in read_metrics(run.path / "metrics.jsonl")] == ["pretrain", "sft"]
+    assert sorted(path.name for path in (run.path / "tensorboard").iterdir()) == ["pretrain", "sft"]
+    assert [plot.exists() for plot in plots] == [True, False]
+    finish(run, "grpo", "evaluate", "export")
+    assert len(read_metrics(run.path / "metrics.jsonl")) == 2
 
 
 def test_evaluation_settings_may_change(tmp_path):
