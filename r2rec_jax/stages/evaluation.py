@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from r2rec_jax.config import EvaluateConfig, PromptConfig, TrainConfig, as_plain, fingerprint
+from r2rec_jax.config import EvaluateConfig, PromptConfig, as_plain, fingerprint
 from r2rec_jax.config.output import SHAPING
 from r2rec_jax.data.candidates import Negatives
 from r2rec_jax.data.queries import Query, split_name
@@ -42,6 +42,7 @@ from r2rec_jax.files import write_json
 from r2rec_jax.parallel.distributed import follow, is_first, leading, on_first
 from r2rec_jax.progress import bar
 from r2rec_jax.prompts.answer import AnswerForm
+from r2rec_jax.stages.keys import builds_on
 from r2rec_jax.stages.likelihood import likelihood_query, policy_likelihood
 from r2rec_jax.stages.rendering import RenderedQuery, count_dropped, render_queries
 from r2rec_jax.stages.swapped import with_swapped_chains
@@ -255,7 +256,7 @@ def _report(work: Workspace, config: EvaluateConfig, exam: PolicyExam,
     settings = {k: v for k, v in as_plain(c).items() if k != "parallel"}  # no result depends on it
     trained = {stage: code for name in predictions for stage, code in work.run.origin(trained_by(name)).items()}
     result = result_file(
-        what(c), rows, fingerprint(settings), note=c.note, prompts=exam.prompts,
+        what(work, list(predictions)), rows, fingerprint(settings), note=c.note, prompts=exam.prompts,
         settings=as_plain(config), trained=trained, significance=_compare(predictions),
         base_sha256=work.backbone.sha256, backbone=c.backbone.source)
     write_json(file, result)
@@ -270,11 +271,19 @@ def evaluate_stage(work: Workspace) -> dict[str, Any]:
                         work.run.folder("evaluate") / file)
 
 
-def what(config: TrainConfig) -> str:
-    """One line that says what was measured."""
-    adapted = f", trained further for {config.pretrain.steps} steps," if config.pretrain.adapt else ""
-    return (f"{config.backbone.source}{adapted} on {config.data.label}: {config.data.sft_queries} SFT queries x "
-            f"{config.sft.epochs}, {config.data.rl_queries} RL queries")
+def what(work: Workspace, checkpoints: Sequence[str]) -> str:
+    """One line that says what was measured, and how long that was trained.
+
+    Example: ``"tiny on ml-100k: pretraining of 2,000 steps, SFT of 375 steps (6,000 queries)"``.
+    """
+    config, stages = work.config, {trained_by(name) for name in checkpoints}
+    if "grpo" in stages:
+        stages |= set(builds_on(config, "grpo"))
+    parts = [f"pretraining of {config.pretrain.steps:,} steps"] if config.trains_backbone else []
+    parts += [f"{stage.upper()} of {work.run.result(stage)['steps']:,} steps ({queries:,} queries)"
+              for stage, queries in (("sft", config.data.sft_queries), ("grpo", config.data.rl_queries))
+              if stage in stages]
+    return f"{config.backbone.source} on {config.data.label}: {', '.join(parts) or 'not trained'}"
 
 
 def _compare(predictions: dict[str, list[Prediction]]) -> list[dict[str, Any]]:

@@ -49,6 +49,9 @@ def test_the_whole_recipe_leaves_everything_behind(finished):
     result = json.loads((finished / "evaluate/results-test.json").read_text())
     assert [row["system"] for row in result["rows"]] == ["pretrained", "sft", "sft+grpo"]
     assert result["commit"] and result["versions"]["jax"] and result["hardware"]
+    trained = json.loads((finished / "summary.json").read_text())["stages"]
+    assert result["what"].endswith(f"SFT of {trained['sft']['steps']} steps (16 queries), "
+                                   f"GRPO of {trained['grpo']['steps']} steps (8 queries)")
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} == {"pretrain", "sft", "grpo"}
     assert [row["step"] for row in rows if row.get("eval_prompts") == 2 and "eval_hit" in row] == [0, 1, 2]
