@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from r2rec_jax.config import DataConfig, EvaluateConfig, PromptConfig, TrainConfig
+from r2rec_jax.config import DataConfig, EvaluateConfig, GrpoConfig, PromptConfig, SftConfig, TrainConfig, dotted
 
 
 def test_thoughts_are_shown_with_chains_or_not_at_all() -> None:
@@ -30,3 +32,14 @@ def test_validation_queries_must_be_drawn_to_be_evaluated() -> None:
                                          r"got 0$"):
         TrainConfig(data=none, evaluate=EvaluateConfig(split="validation"))
     TrainConfig(data=none)
+
+
+@pytest.mark.parametrize("changes", [{"sft": SftConfig(max_grad_norm=math.inf)}, {"grpo": GrpoConfig(lr=math.inf)}])
+def test_settings_are_finite(changes) -> None:
+    (section,) = changes
+    with pytest.raises(ValueError, match=rf"^{section}\.(max_grad_norm|lr) must be a finite number .*; got inf$"):
+        TrainConfig(**changes)
+
+
+def test_dotted_names_reach_every_leaf() -> None:
+    assert dotted({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "a.c": {}, "d": [2]}

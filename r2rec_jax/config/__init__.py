@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -82,6 +84,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_seed("train_seed", self.train_seed)
+        for name, value in dotted(asdict(self)).items():
+            check(not isinstance(value, float) or math.isfinite(value), name, "a finite number", value,
+                  "result files are JSON, which has no other")
         check(self.prompts.answer.top <= self.data.candidates, "prompts.answer.top",
                "<= data.candidates", self.prompts.answer.top)
         check(self.evaluate.split != "validation" or self.data.validation_users >= 1, "data.validation_users",
@@ -112,6 +117,17 @@ class TrainConfig:
 def as_plain(config: Any) -> Any:
     """A dataclass as JSON-ready dicts, lists and scalars (tuples become lists)."""
     return json.loads(json.dumps(asdict(config)))
+
+
+def dotted(plain: Any, name: str = "") -> dict[str, Any]:
+    """Nested mappings as {dotted name: value}.
+
+    Example: ``{"a": {"b": 1, "c": {}}}`` gives ``{"a.b": 1, "a.c": {}}``.
+    """
+    if not isinstance(plain, Mapping) or not plain:
+        return {name: plain}
+    return {key: value for part, inner in plain.items()
+            for key, value in dotted(inner, f"{name}.{part}" if name else str(part)).items()}
 
 
 def fingerprint(*parts: Any) -> str:

@@ -27,7 +27,16 @@ from r2rec_jax.baselines.events import Contexts, Events, contexts_from, events_f
 from r2rec_jax.baselines.loop import Trained, Validate, train
 from r2rec_jax.baselines.model import Params, Recommender
 from r2rec_jax.baselines.storage import PARAMS_FILE, save_model
-from r2rec_jax.config import AnswerConfig, DataConfig, GraphConfig, PromptConfig, TrainConfig, as_plain, fingerprint
+from r2rec_jax.config import (
+    AnswerConfig,
+    DataConfig,
+    GraphConfig,
+    PromptConfig,
+    TrainConfig,
+    as_plain,
+    dotted,
+    fingerprint,
+)
 from r2rec_jax.data.fetch import changed_sources
 from r2rec_jax.data.queries import Query
 from r2rec_jax.data.splits import item_edges
@@ -157,21 +166,13 @@ def _finished(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> dic
     if result.get("config_sha256") == fingerprint(identity):
         return result
     if not overwrite:
-        own = result.get("identity", {})
-        changed = sorted(_flat(own).items() ^ _flat(identity).items())
-        names = ", ".join(dict.fromkeys(name for name, _ in changed)) or "of another version"
-        raise ValueError(f"{folder} holds a result of other settings: {names} differ; choose another --out, or "
-                         "--overwrite to run it anew")
+        was, now = dotted(result.get("identity", {})), dotted(identity)
+        names = ", ".join(name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name))
+        raise ValueError(f"{folder} holds a result of other settings: {names or 'of another version'} differ; choose "
+                         "another --out, or --overwrite to run it anew")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     path.unlink()
     return None
-
-
-def _flat(value: Any, name: str = "") -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        return {name: repr(value)}
-    return {key: text for part, inner in value.items()
-            for key, text in _flat(inner, f"{name}.{part}" if name else str(part)).items()}
 
 
 def _train_and_judge(prepared: Prepared, model: Recommender, seed: int, folder: Path, identity: dict[str, Any],

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from r2rec_jax.config import TrainConfig, as_plain
+from r2rec_jax.config import TrainConfig, as_plain, dotted
 from r2rec_jax.data.fetch import sha256_of
 from r2rec_jax.stages.keys import WITHOUT_EFFECT
 
@@ -107,7 +107,7 @@ def check_settings(manifest: Mapping[str, Any], config: TrainConfig, folder: Pat
     Raises:
         ValueError: some setting differs.
     """
-    _refuse(_flat(manifest["config"]), _flat(settings_of(config)), f"{folder} was prepared with other settings",
+    _refuse(dotted(manifest["config"]), dotted(settings_of(config)), f"{folder} was prepared with other settings",
             f"restore the settings, or {_AGAIN}")
 
 
@@ -118,7 +118,7 @@ def check_recorded(manifest: Mapping[str, Any], recorded: Mapping[str, Any], fol
         ValueError: a source, a count or a file differs.
     """
     names = [name for name in RECORDED if name in recorded]
-    _refuse(_flat({name: manifest[name] for name in names}), _flat({name: recorded[name] for name in names}),
+    _refuse(dotted({name: manifest[name] for name in names}), dotted({name: recorded[name] for name in names}),
             f"{folder} is not the folder that this run prepared", "restore it, or run the prepare stage again")
 
 
@@ -134,13 +134,3 @@ def _refuse(found: Mapping[str, Any], expected: Mapping[str, Any], problem: str,
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested mappings as {dotted name: value}."""
-    if not isinstance(value, Mapping) or not value:
-        return {name: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{name}.{key}" if name else str(key))
-    return flat
