@@ -62,12 +62,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         ValueError: the file is not what its name says.
     """
     if not path.is_file():
-        raise ValueError(f"{path.name} must be in {path.parent}; the file is missing; prepare the data again")
+        raise ValueError(f"{path.name} must be in {path.parent}; the file is missing; delete the folder and prepare "
+                         "the data again")
     raw = path.read_bytes()
     found, expected = hashlib.sha256(raw).hexdigest()[:16], path.stem.rpartition("-")[2]
     if found != expected:
         raise ValueError(f"the sha256 of {path.name} must begin with {expected}; got {found}: the file was changed; "
-                         f"prepare the data again ({path})")
+                         f"delete the folder and prepare the data again ({path})")
     return [json.loads(line) for line in raw.decode().split("\n") if line]
 
 
@@ -141,7 +142,8 @@ def check_lists(queries: Sequence[Query], candidates: CandidateLists, name: str)
     apart += [query.query_id for query in queries if query.target not in candidates.get(query.query_id, ())]
     if apart:
         raise ValueError(f"every query must have one list of candidates with its target, and no other list may be "
-                         f"there; {name} breaks this for {apart[0]}; prepare the data again")
+                         f"there; {name} breaks this for {apart[0]}; delete the folder and "
+                         "prepare the data again")
 
 
 def with_lists(queries: Iterable[Query], candidates: CandidateLists) -> list[Query]:

@@ -45,7 +45,8 @@ def open_safetensors(where: str, files: Mapping[Path, tuple[str, ...] | None]) -
             with safe_open(str(path), framework="np") as file:
                 found = {name: tuple(file.get_slice(name).get_shape()) for name in file.offset_keys()}
         except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{path} is truncated or not a safetensors file ({error}); fetch it again") from None
+            raise ValueError(f"{path} is truncated or not a safetensors file ({error}); fetch it again, or "
+                             "delete the folder, where a run made it, and start the run again") from None
         lost = [name for name in expected or () if name not in found]
         if lost:
             raise ValueError(f"{path} lacks {len(lost)} tensors that the index puts there: {first_names(lost)}")

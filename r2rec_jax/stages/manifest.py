@@ -28,7 +28,7 @@ ENTRIES = ("format", "dataset", "domain", "rating_scale", "config", "sources", "
 RECORDED = ("sources", "counts", "queries", "candidates", "chains", "files")
 """Entries that the ``prepare`` stage reports, so that a run notices when its folder was replaced."""
 
-_AGAIN = "prepare the data again"
+_AGAIN = "delete the folder and prepare the data again"
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:

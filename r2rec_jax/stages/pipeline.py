@@ -111,8 +111,12 @@ def _run_stage(work: Workspace, stage: str, function: Callable[[Workspace], dict
 def _begin(run: RunFolder, stage: str) -> bool:
     """Whether a stage has to run; its folder is then claimed."""
     if run.is_done(stage):
-        say(f"{stage}: nothing has changed, kept as it is")
-        return False
+        lost = run.lost(stage)
+        if not lost:
+            say(f"{stage}: nothing has changed, kept as it is")
+            return False
+        say(f"{stage}: of what it made, {', '.join(lost)} is no longer in {run.path}; it is run again")
+        run.clear(stage)
     for below in builds_on(run.config, stage):
         if not run.is_done(below):
             raise ValueError(f"stage {stage!r} builds on {below!r}, which has not finished in {run.path}; "

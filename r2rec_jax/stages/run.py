@@ -37,9 +37,15 @@ from r2rec_jax.stages.keys import (
     setting,
     stage_key,
 )
+from r2rec_jax.stages.manifest import MANIFEST, read_manifest
 from r2rec_jax.training.metrics import JsonLines
 
 FREE = ("evaluate", "export")
+
+_ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+PRODUCTS = {"prepare": (MANIFEST,), "thoughts": ("sft.jsonl", "tokenizer"), "pretrain": ("backbone",),
+            "sft": _ADAPTER, "grpo": _ADAPTER}
+"""What the stages after one read of its folder, beside the files that a manifest names."""
 
 METRICS = "metrics.jsonl"
 PLOTS = {"pretrain": "loss.png", "sft": "loss.png", "grpo": "reward.png"}
@@ -227,6 +233,17 @@ class RunFolder:
     def is_done(self, stage: str) -> bool:
         """Whether the stage has finished under the present settings."""
         return self._stages().get(stage, {}).get("key") == self.key(stage)
+
+    def lost(self, stage: str) -> list[str]:
+        """What a finished stage has made and is no longer there."""
+        if stage == "pretrain" and not self.config.trains_backbone:
+            return []
+        folder, names = self.folder(stage), PRODUCTS.get(stage, ())
+        if stage == "prepare" and (folder / MANIFEST).exists():
+            names = (*names, *read_manifest(folder / MANIFEST)["files"])
+        if stage == "export":
+            names = tuple(self.config.export.formats)
+        return [name for name in names if not (folder / name).exists()] if folder.is_dir() else [f"{stage}/"]
 
     def mark_done(self, stage: str, seconds: float, result: dict[str, Any], **more: Any) -> None:
         """Record that a stage has finished, and what else is to be known of it."""

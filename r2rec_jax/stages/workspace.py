@@ -200,7 +200,7 @@ class Workspace:
         from r2rec_jax.data.fetch import sha256_of
         from r2rec_jax.models.peft import WEIGHTS
 
-        return None if checkpoint == "base" else sha256_of(self.run.folder(checkpoint) / "adapter" / WEIGHTS)
+        return None if checkpoint == "base" else sha256_of(self._adapter_folder(checkpoint) / WEIGHTS)
 
     def adapter(self, checkpoint: str, full: Backbone | None = None) -> nnx.State:
         """The policy of a checkpoint: ``base`` is the zero tree, ``sft`` and ``grpo`` are read from their stage.
@@ -218,6 +218,13 @@ class Workspace:
         backbone = full or self.backbone
         if checkpoint == "base":
             return backbone.lora
-        self.run.result(checkpoint)
-        lora, _ = load_adapter(self.run.folder(checkpoint) / "adapter", backbone, other_precision=full is not None)
+        lora, _ = load_adapter(self._adapter_folder(checkpoint), backbone, other_precision=full is not None)
         return place(lora, self.mesh)
+
+    def _adapter_folder(self, checkpoint: str) -> Path:
+        self.run.result(checkpoint)
+        folder, lost = self.run.folder(checkpoint), self.run.lost(checkpoint)
+        if lost:
+            raise ValueError(f"{folder} must hold what the stage made; {', '.join(lost)} is missing; python -m "
+                             f"r2rec_jax.train --stages {checkpoint} makes it again")
+        return folder / "adapter"

@@ -50,13 +50,37 @@ def test_the_whole_recipe_leaves_everything_behind(finished):
     assert [row["system"] for row in result["rows"]] == ["pretrained", "sft", "sft+grpo"]
     assert result["commit"] and result["versions"]["jax"] and result["hardware"]
     trained = json.loads((finished / "summary.json").read_text())["stages"]
-    assert result["what"].endswith(f"SFT of {trained['sft']['steps']} steps (16 queries), "
-                                   f"GRPO of {trained['grpo']['steps']} steps (8 queries)")
+    assert result["what"].endswith(f"SFT of {trained['sft']['steps']} steps (8 queries), "
+                                   f"GRPO of {trained['grpo']['steps']} steps (4 queries)")
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} == {"pretrain", "sft", "grpo"}
     assert [row["step"] for row in rows if row.get("eval_prompts") == 2 and "eval_hit" in row] == [0, 1, 2]
     line = json.loads((finished / "evaluate/predictions-test-sft.jsonl").read_text().splitlines()[0])
     assert {"prompt", "output", "ranking", "target"} <= line.keys()
+
+
+def test_what_is_lost_is_made_again(finished, data, tmp_path, capsys):
+    """A run whose folder was cleaned or copied in part: the stages concerned run again, and leave the same."""
+    from r2rec_jax.evaluate import main as evaluate
+
+    run = tmp_path / "copy"
+    shutil.copytree(finished, run)
+    event, weights = run / "prepare/event_training.npy", run / "sft/adapter/adapter_model.safetensors"
+    before = [event.read_bytes(), weights.read_bytes()]
+    event.unlink()
+    shutil.rmtree(run / "sft")
+    shutil.rmtree(run / "export/merged")
+    line = refused(capsys, ["--run", str(run), "--checkpoint", "sft"], evaluate)
+    assert "event_training.npy" in line and "prepare the data again" in line
+    assert train(arguments(data, run, "--stages", "prepare")) == 0
+    line = refused(capsys, ["--run", str(run), "--checkpoint", "sft"], evaluate)
+    assert line.endswith("sft/ is missing; python -m r2rec_jax.train --stages sft makes it again")
+    assert train(arguments(data, run)) == 0
+    shown = capsys.readouterr().err
+    assert "sft: of what it made, sft/ is no longer in" in shown and "export: of what it made, merged is" in shown
+    assert shown.count("nothing has changed") == 5
+    assert [event.read_bytes(), weights.read_bytes()] == before
+    assert (run / "export/merged/model.safetensors").exists()
 
 
 def test_nothing_is_run_twice(finished, data, capsys):
