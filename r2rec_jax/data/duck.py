@@ -135,15 +135,15 @@ def load_rows(connection: duckdb.DuckDBPyConnection, file: TableFile, *, user: s
         if place is not None:
             value = value_at(connection, file, column, place)
             got = "nothing" if value is None else shown(value)
-            if column == timestamp and value is not None and _is_number(value):
+            if column == timestamp and unit != "iso" and value is not None and _has_fraction(value):
                 rule = f"a time below {_SECONDS_FROM:g} must be a whole number: days or hours would lose their order"
             raise ValueError(f"{file.path.name} row {place} (the header not counted), {column}: {rule}; got {got}; "
                              f"correct the row or get the file again ({file.path})")
 
 
-def _is_number(text: str) -> bool:
+def _has_fraction(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        return math.isfinite(float(text)) and not float(text).is_integer()
     except ValueError:
         return False
 

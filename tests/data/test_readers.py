@@ -55,6 +55,15 @@ def test_a_date_must_begin_with_four_digits_of_a_year(text: str, unit: str, tmp_
             rows_of(connection, csv_of(tmp_path / "a.csv", [text]), time_unit=unit)
 
 
+@pytest.mark.parametrize(("times", "unit"), [(["2024-05-01", "1700000000"], "auto"), (["1700000000.5"], "iso"),
+                                             (["2024-05-01", "45413.25"], "iso")])
+def test_a_number_among_dates_is_no_date(times: list[str], unit: str, tmp_path: Path,
+                                         connection: duckdb.DuckDBPyConnection) -> None:
+    path = csv_of(tmp_path / "a.csv", times)
+    with pytest.raises(ValueError, match=rf"row {len(times)} .*time: a time must be an ISO date; got '{times[-1]}'"):
+        rows_of(connection, path, time_unit=unit)
+
+
 @pytest.mark.parametrize("text", ["2024-05-01", "2024/05/01", "2024-5-1", "2024-05-01T00:00:00Z", "2024-05-01 00:00",
                                   "2024-05-01T02:00:00.000+02:00", "2024 05 01", " 2024-05-01"])
 def test_dates_that_are_read(text: str, tmp_path: Path, connection: duckdb.DuckDBPyConnection) -> None:
