@@ -305,9 +305,13 @@ def _header(path: Path, required: Sequence[str], delimiter: str | None) -> tuple
     if len(names) > 1 and names[0] == "":
         raise ValueError(f"{path.name} line 1: every column must have a name; got {shown(text)}, whose first has none, "
                          f"as when pandas writes its index; write it with index=False ({path})")
-    again = {name for name in names if names.count(name) > 1}
-    if again or "" in names:
-        raise row_error(path, 1, f"every column must have a name of its own; got {shown(text)}")
+    if "" in names:
+        raise row_error(path, 1, f"every column must have a name; got {shown(text)}")
+    lower = [name.encode().lower() for name in names]  # as DuckDB compares them: without the case of ASCII letters
+    again = [shown(name) for name, low in zip(names, lower, strict=True) if lower.count(low) > 1]
+    if again:
+        raise ValueError(f"{path.name} line 1: every column must have a name of its own, in capitals or not; got "
+                         f"{', '.join(again[:20])}; rename or remove all but one ({path})")
     return chosen, names
 
 
