@@ -43,7 +43,7 @@ from r2rec_jax.parallel.distributed import follow, is_first, leading, on_first
 from r2rec_jax.progress import bar
 from r2rec_jax.prompts.answer import AnswerForm
 from r2rec_jax.stages.keys import builds_on
-from r2rec_jax.stages.likelihood import likelihood_query, policy_likelihood
+from r2rec_jax.stages.likelihood import count_likes, likelihood_query, policy_likelihood
 from r2rec_jax.stages.rendering import RenderedQuery, count_dropped, render_queries
 from r2rec_jax.stages.swapped import with_swapped_chains
 from r2rec_jax.stages.systems import CHECKPOINTS, system_name, trained_by
@@ -152,11 +152,10 @@ def make_exam(work: Workspace, config: EvaluateConfig) -> PolicyExam:
     """The exam of a method: rendered prompts to be completed, or plain texts whose continuations are scored."""
     queries = evaluation_queries(work, config)
     if config.method == "likelihood":
-        texts = [likelihood_query(work.prepared, query, work.tokenizer, config.lines) for query in queries]
-        longest = max(len(text.asked.prompt_ids) for text in texts)
+        positions = work.backbone.config.max_positions
+        texts = [likelihood_query(work.prepared, query, work.tokenizer, positions, config.lines) for query in queries]
         return PolicyExam([text.asked for text in texts], lambda name: policy_likelihood(work, name, texts, config),
-                          "titles", 1, {"prompts": len(texts), "longest_prompt_tokens": longest},
-                          lambda predictions: None)
+                          "titles", 1, count_likes(texts), lambda predictions: None)
     prepared, prompts, counts = work.prepared, work.config.prompts, {}
     if config.chains == "swapped":
         prepared, counts["left_out_chains"] = with_swapped_chains(

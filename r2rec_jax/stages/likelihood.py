@@ -1,6 +1,7 @@
 """Candidates ranked by their log-likelihood as continuations: a ranking that needs no answer format.
 
 The prompt is plain text without a chat template: what the user liked before the target, oldest first, one item a line.
+Where the backbone has no positions for all of it and the longest candidate, the oldest likes are left out.
 A candidate's continuation is its own line, and its score
 
     sum     log p(line | prompt)
@@ -54,10 +55,12 @@ class LikelihoodQuery:
     Attributes:
         asked: as the evaluation loop takes it; its prompt is the plain text.
         lines: token ids of every candidate's line, in the order of the list.
+        dropped: likes that did not fit the backbone's positions.
     """
 
     asked: EvaluationQuery
     lines: tuple[Tokens, ...]
+    dropped: int
 
 
 def item_line(item: Item, lines: Literal["facts", "names"]) -> str:
@@ -65,17 +68,47 @@ def item_line(item: Item, lines: Literal["facts", "names"]) -> str:
     return f"{item_text(item, facts=lines == 'facts')}\n"
 
 
-def likelihood_query(prepared: Prepared, query: Query, tokenizer: Tokenizer,
+def likelihood_query(prepared: Prepared, query: Query, tokenizer: Tokenizer, positions: int,
                      lines: Literal["facts", "names"] = "facts") -> LikelihoodQuery:
-    """The latest likes before the target, oldest first, and the candidates' lines."""
+    """The latest likes before the target, oldest first, and the candidates' lines.
+
+    Args:
+        prepared: the data.
+        query: one of its queries.
+        tokenizer: of the backbone.
+        positions: tokens that the backbone was made for; the oldest likes are dropped until all candidates fit.
+        lines: what a line says of its item.
+
+    Raises:
+        ValueError: a candidate does not fit even without likes.
+    """
     data = prepared.dataset
     items = [data.items[i] for i in query.candidates]
-    text = "".join(item_line(data.items[i], lines) for i, _ in reversed(prepared.liked(query, LIKES_A_TEXT)))
+    liked = [item_line(data.items[i], lines) for i, _ in reversed(prepared.liked(query, LIKES_A_TEXT))]
+    continuations = tuple(tuple(tokenizer.encode(item_line(item, lines))) for item in items)
+    longest = max(map(len, continuations))
+    dropped, text = 0, "".join(liked)
+    prompt_ids = begin(tokenizer, text)
+    while len(prompt_ids) + longest > positions:
+        if dropped == len(liked):
+            raise ValueError(f"the begin token and a candidate's line must fit the backbone's {positions} positions; "
+                             f"got {len(prompt_ids) + longest} tokens in query {query.query_id}; set evaluate.lines to "
+                             "names, or take a backbone of more positions")
+        dropped += 1
+        text = "".join(liked[dropped:])
+        prompt_ids = begin(tokenizer, text)
     asked = EvaluationQuery(
         query_id=query.query_id, user_id=data.users[query.user_idx].user_id,
         candidates=tuple(item.item_id for item in items), titles=item_labels(items),
-        target=query.candidates.index(query.target), prompt=text, prompt_ids=begin(tokenizer, text))
-    return LikelihoodQuery(asked, tuple(tuple(tokenizer.encode(item_line(item, lines))) for item in items))
+        target=query.candidates.index(query.target), prompt=text, prompt_ids=prompt_ids)
+    return LikelihoodQuery(asked, continuations, dropped)
+
+
+def count_likes(texts: Sequence[LikelihoodQuery]) -> dict[str, int]:
+    """How many prompts lost likes to the backbone's positions, and how many likes in all."""
+    return {"prompts": len(texts), "shortened_prompts": sum(text.dropped > 0 for text in texts),
+            "dropped_likes": sum(text.dropped for text in texts),
+            "longest_prompt_tokens": max(len(text.asked.prompt_ids) for text in texts)}
 
 
 def begin(tokenizer: Tokenizer, text: str) -> Tokens:

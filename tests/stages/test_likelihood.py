@@ -20,6 +20,7 @@ from r2rec_jax.stages.likelihood import (
     Tokens,
     begin,
     best_first,
+    count_likes,
     item_line,
     likelihood_generate,
     likelihood_query,
@@ -42,7 +43,7 @@ def made_up(batch: Batch) -> np.ndarray:
 def query(lines: Sequence[Tokens], target: int = 0, prompt: Tokens = (5, 6, 7)) -> LikelihoodQuery:
     names = tuple(f"i{k}" for k in range(len(lines)))
     asked = EvaluationQuery("q", "u", names, tuple(f"Title {k}" for k in range(len(lines))), target, "text", prompt)
-    return LikelihoodQuery(asked, tuple(lines))
+    return LikelihoodQuery(asked, tuple(lines), 0)
 
 
 def ranked(asked: LikelihoodQuery, rule="sum", bare: Tokens = (1,)) -> tuple[tuple[str, ...], float]:
@@ -105,7 +106,7 @@ def test_texts_are_the_latest_likes(prepared, tmp_path: Path, lines) -> None:
     items = prepared.dataset.items
     tokenizer = train_tokenizer((item_line(item, "facts") for item in items), 400, tmp_path / "tokenizer")
     for frozen in prepared.queries["test"]:
-        made = likelihood_query(prepared, frozen, tokenizer, lines)
+        made = likelihood_query(prepared, frozen, tokenizer, 4096, lines)
         liked = [i for i, rating in prepared.history(frozen) if rating > 3][-LIKES_A_TEXT:]
         assert made.asked.prompt == "".join(item_line(items[i], lines) for i in liked)
         assert item_line(items[frozen.target], lines) not in made.asked.prompt
@@ -114,6 +115,27 @@ def test_texts_are_the_latest_likes(prepared, tmp_path: Path, lines) -> None:
             whole = tokenizer.encode(made.asked.prompt + item_line(items[item], lines))
             assert [*made.asked.prompt_ids[1:], *line] == whole, "a line's tokens are those it has within the text"
     assert begin(tokenizer, "") == (tokenizer.bos_id,)
+
+
+def test_the_oldest_likes_are_dropped_where_the_backbone_has_no_positions_for_them(prepared, tmp_path: Path) -> None:
+    items = prepared.dataset.items
+    tokenizer = train_tokenizer((item_line(item, "facts") for item in items), 400, tmp_path / "tokenizer")
+    whole = [likelihood_query(prepared, frozen, tokenizer, 4096) for frozen in prepared.queries["test"]]
+    positions = max(len(made.asked.prompt_ids) + max(map(len, made.lines)) for made in whole) // 2
+    short = [likelihood_query(prepared, frozen, tokenizer, positions) for frozen in prepared.queries["test"]]
+    for made, cut in zip(whole, short, strict=True):
+        likes = made.asked.prompt.splitlines(keepends=True)
+        assert cut.lines == made.lines and cut.asked.prompt == "".join(likes[cut.dropped:])
+        longest = max(map(len, cut.lines))
+        assert len(cut.asked.prompt_ids) + longest <= positions
+        assert not cut.dropped or len(begin(tokenizer, "".join(likes[cut.dropped - 1:]))) + longest > positions
+    counts = count_likes(short)
+    assert counts["shortened_prompts"] == sum(made.asked.prompt != cut.asked.prompt
+                                              for made, cut in zip(whole, short, strict=True)) > 0
+    assert counts["dropped_likes"] == sum(cut.dropped for cut in short) > counts["shortened_prompts"]
+    assert counts["longest_prompt_tokens"] < positions and count_likes(whole)["dropped_likes"] == 0
+    with pytest.raises(ValueError, match=r"line must fit the backbone's 5 positions; got \d+ tokens in query .*names"):
+        likelihood_query(prepared, prepared.queries["test"][0], tokenizer, 5)
 
 
 def test_lines_are_those_of_prompts(prepared) -> None:
