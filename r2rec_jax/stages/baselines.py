@@ -5,8 +5,9 @@
     <results>/baselines_<data>_<model>_<k>.json    a copy of result.json
 
 ``result.json`` is written last: a model and seed that have it are not run again, and one that was stopped goes on from
-its last checkpoint. Models learn from training edges; which epoch is kept is decided by the mean reciprocal rank of the
-validation targets among their candidates; test targets are read once, by :func:`judge_model`.
+its last checkpoint. A copy of other data or settings (every table of one's own is called ``table``) is not replaced
+unless that is asked for. Models learn from training edges; which epoch is kept is decided by the mean reciprocal rank
+of the validation targets among their candidates; test targets are read once, by :func:`judge_model`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class BaselineConfig:
         out: folder of all models.
         results: folder of the result files; null writes none beside those in ``out``.
         settings: model name -> its settings; the defaults where missing.
-        overwrite: run anew what was made with other settings.
+        overwrite: run anew, and replace in ``results``, what was made with other settings.
     """
 
     data: DataConfig
@@ -86,6 +87,12 @@ class BaselineConfig:
         """Folder of one seed."""
         return Path(self.out).expanduser() / self.data_name / f"seed-{seed}"
 
+    def copied_result(self, model: str, seed: int) -> Path | None:
+        """The result file beside those in ``out``; None where there is to be none."""
+        if self.results is None:
+            return None
+        return Path(self.results).expanduser() / f"baselines_{self.data_name}_{model}_{seed}.json"
+
     def prepare_config(self, seed: int) -> TrainConfig:
         """The settings that the data of a seed are prepared with; no chains, and no more training queries than must."""
         data = replace(self.data, split_seed=seed, sft_queries=1, rl_queries=1)
@@ -102,7 +109,8 @@ def run_baselines(config: BaselineConfig) -> list[dict[str, Any]]:
         The contents of the result files, seed by seed.
 
     Raises:
-        ValueError: bad data or settings; a finished model was made with other settings; a folder is in use.
+        ValueError: bad data or settings; a finished model or its copy was made with other settings; a folder is in
+            use.
         RuntimeError: a model diverged.
     """
     results = []
@@ -110,9 +118,8 @@ def run_baselines(config: BaselineConfig) -> list[dict[str, Any]]:
         prepared = _prepare(config, seed)
         for name in config.models:
             result = run_model(config, prepared, name, seed)
-            if config.results is not None:
-                path = Path(config.results).expanduser() / f"baselines_{config.data_name}_{name}_{seed}.json"
-                write_json(path, result)
+            if (copy := config.copied_result(name, seed)) is not None:
+                write_json(copy, result)
             results.append(result)
     return results
 
@@ -143,6 +150,8 @@ def run_model(config: BaselineConfig, prepared: Prepared, name: str, seed: int) 
     folder = config.seed_folder(seed) / name
     folder.mkdir(parents=True, exist_ok=True)
     identity = {"model": name, "seed": seed, "settings": as_plain(settings), "data": _data_identity(prepared)}
+    if (copy := config.copied_result(name, seed)) is not None:
+        _result_of(copy, identity, config.overwrite, "choose another --results, or --overwrite to replace it")
     with RunFolder(folder, config.prepare_config(seed)).locked():
         found = _finished(folder, identity, config.overwrite)
         if found is not None:
@@ -160,19 +169,25 @@ def _data_identity(prepared: Prepared) -> dict[str, Any]:
 def _finished(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """The result that lies in a folder; None where there is none, or it may be replaced."""
     path = folder / RESULT_FILE
+    found = _result_of(path, identity, overwrite, "choose another --out, or --overwrite to run it anew")
+    if found is None and path.is_file():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        path.unlink()
+    return found
+
+
+def _result_of(path: Path, identity: Mapping[str, Any], overwrite: bool, remedy: str) -> dict[str, Any] | None:
+    """The result in a file; None where there is none, or one of other settings that may be replaced."""
     if not path.is_file():
         return None
-    result = read_json(path, "delete the folder and run the model again")
+    result = read_json(path, "delete the file and run the model again")
     if result.get("config_sha256") == fingerprint(identity):
         return result
-    if not overwrite:
-        was, now = dotted(result.get("identity", {})), dotted(identity)
-        names = ", ".join(name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name))
-        raise ValueError(f"{folder} holds a result of other settings: {names or 'of another version'} differ; choose "
-                         "another --out, or --overwrite to run it anew")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    path.unlink()
-    return None
+    if overwrite:
+        return None
+    was, now = dotted(result.get("identity", {})), dotted(identity)
+    names = ", ".join(name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name))
+    raise ValueError(f"{path} holds a result of other settings: {names or 'of another version'} differ; {remedy}")
 
 
 def _train_and_judge(prepared: Prepared, model: Recommender, seed: int, folder: Path, identity: dict[str, Any],

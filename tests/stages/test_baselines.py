@@ -104,6 +104,23 @@ def test_other_settings_are_refused_by_name_unless_overwritten(data: Path, tmp_p
     assert "prepared with other settings: data.eval_users" in _refused(capsys, fewer)
 
 
+def test_a_result_file_of_other_data_is_refused_before_training_unless_overwritten(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = {name: [*_arguments(write_ml100k(tmp_path / name, seed=seed), tmp_path, models="popularity"),
+                   "--out", str(tmp_path / f"runs-{name}")] for seed, name in enumerate("ab")}
+    copy = tmp_path / "results" / "baselines_ml-100k_popularity_0.json"
+    assert main(argv["a"]) == 0
+    first = copy.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "train", lambda *a, **k: pytest.fail("trained before it was refused"))
+        said = _refused(capsys, argv["b"])
+    assert f"{copy} holds a result of other settings: " in said and "data.sources.u.data" in said
+    assert "choose another --results" in said and copy.read_bytes() == first
+    assert main(argv["a"]) == 0 and json.loads(copy.read_text()) == json.loads(first)
+    assert main([*argv["b"], "--overwrite"]) == 0
+    assert json.loads(copy.read_text())["identity"]["data"] != json.loads(first)["identity"]["data"]
+
+
 def test_a_seed_out_of_range_is_refused_before_the_others_run(data: Path, tmp_path: Path,
                                                               capsys: pytest.CaptureFixture[str]) -> None:
     wrong = _arguments(data, tmp_path, "--seeds", "0", str(2**32), models="popularity")
