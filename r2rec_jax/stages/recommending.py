@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from r2rec_jax.prompts.answer import parse_completion
-from r2rec_jax.prompts.verbalize import chain_text, profile_text
+from r2rec_jax.prompts.verbalize import chain_text, item_text, profile_text
 from r2rec_jax.stages.evaluation import make_generate
 from r2rec_jax.stages.rendering import render_query
 from r2rec_jax.stages.systems import system_name
@@ -50,7 +50,7 @@ def recommend(work: Workspace, user_id: str, checkpoint: str, top: int) -> dict[
                for place, position in enumerate(parsed.ranking[:top], start=1)]
     return {
         "user": user_id, "checkpoint": system_name(work.config, checkpoint), "profile": profile_text(r.view.profile),
-        "liked": [f"{item.title} ({item.year})" if item.year else item.title for item, _ in r.view.liked],
+        "liked": [item_text(item, facts=False) for item, _ in r.view.liked],
         "chains": [chain_text(chain) for chain in r.chains], "candidates": list(r.labels), "ranking": ranking,
         "reasoning": parsed.reasoning.splitlines(), "valid": parsed.valid, "truncated": answer.truncated[0],
         "output": answer.texts[0], "prompt": r.text,

@@ -323,6 +323,23 @@ def test_recommend_entry(finished, tmp_path, capsys):
     assert "nobody" in refused(capsys, ["--run", str(finished), "--user", "nobody"], recommend)
 
 
+def test_a_recommendation_names_what_was_liked_as_the_prompt_does(finished):
+    from dataclasses import replace
+
+    from r2rec_jax.data.tables import ItemTable
+    from r2rec_jax.stages.recommending import recommend
+    from r2rec_jax.stages.run import RunFolder
+    from r2rec_jax.stages.workspace import Workspace
+
+    work = Workspace(RunFolder.existing(finished))
+    dataset = work.prepared.dataset
+    titles = [f"Film <{item.item_id}>, The ({item.year})" for item in dataset.items]
+    items = ItemTable(dataset.items.ids, titles, dataset.items.year)
+    work.prepared = replace(work.prepared, dataset=replace(dataset, items=items))
+    result = recommend(work, "1", "base", 3)
+    assert result["liked"] == re.findall(r"^- (The Film .* \(\d{4}\))", result["prompt"], re.M)[:3]
+
+
 def test_a_recommendation_does_not_write_thoughts_into_a_run_in_use(data, tmp_path, capsys):
     from r2rec_jax.recommend import main as recommend
     from r2rec_jax.stages.run import RunFolder
