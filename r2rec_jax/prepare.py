@@ -35,7 +35,8 @@ _DATA_ROWS = (
 )
 _MISSING_ROWS = (("items without attributes", "items_without_attributes"),
                  ("items without a title, shown by their id", "items_without_title"),
-                 ("users without attributes", "users_without_attributes"))
+                 ("users without attributes", "users_without_attributes"),
+                 ("chains with a candidate, not shown", "left_out_chains"))
 """Shown where there are some."""
 
 
@@ -61,7 +62,7 @@ def print_counts(manifest: Mapping[str, Any], folder: Path) -> None:
         data.add_row(label, f"{value:,}" if isinstance(value, int) else f"{value:.3g}")
     console.print(data)
     most = manifest["config"]["graph"]["chains"]
-    tasks = Table(title="queries, and how many have 0, 1, ... distinct chains", title_justify="left")
+    tasks = Table(title="queries, and how many have 0, 1, ... distinct chains to show", title_justify="left")
     for name in ("split", "queries", "users", "by eval. users", *(str(number) for number in range(most + 1))):
         tasks.add_column(name, justify="left" if name == "split" else "right")
     for split, coverage in counts["chain_coverage"].items():

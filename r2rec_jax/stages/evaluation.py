@@ -156,10 +156,10 @@ def make_exam(work: Workspace, config: EvaluateConfig) -> PolicyExam:
         texts = [likelihood_query(work.prepared, query, work.tokenizer, positions, config.lines) for query in queries]
         return PolicyExam([text.asked for text in texts], lambda name: policy_likelihood(work, name, texts, config),
                           "titles", 1, count_likes(texts), lambda predictions: None)
-    prepared, prompts, counts = work.prepared, work.config.prompts, {}
+    prepared, prompts = work.prepared, work.config.prompts
     if config.chains == "swapped":
-        prepared, counts["left_out_chains"] = with_swapped_chains(
-            prepared.with_negatives(negatives_of(work, config)), config.split, work.config.train_seed)
+        prepared = with_swapped_chains(prepared.with_negatives(negatives_of(work, config)), config.split,
+                                       work.config.train_seed)
     if config.chains == "none":
         prompts = replace(prompts, chains=False)
     shown = shown_thoughts(work, queries, prepared) if prompts.chains else None
@@ -167,7 +167,7 @@ def make_exam(work: Workspace, config: EvaluateConfig) -> PolicyExam:
     known = cache(lambda: _known_truths(rendered, prompts))
     own_words = work.config.thoughts.teacher == "template"
     return PolicyExam([r.for_evaluation(prepared) for r in rendered], lambda name: make_generate(work, name, config),
-                      prompts.answer.form, config.answers, count_dropped(rendered) | counts,
+                      prompts.answer.form, config.answers, count_dropped(rendered),
                       lambda predictions: true_rate(rendered, known(), predictions) if own_words else None)
 
 

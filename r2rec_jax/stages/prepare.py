@@ -29,7 +29,7 @@ from r2rec_jax.graph.bipartite import build
 from r2rec_jax.graph.chains import Chain
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.stages.manifest import FORMAT, RECORDED, settings_of, sha256_of_member
-from r2rec_jax.stages.prepared import Prepared, chain_row, draw_chains
+from r2rec_jax.stages.prepared import Prepared, chain_row, draw_chains, without_candidates
 
 if TYPE_CHECKING:
     from r2rec_jax.stages.workspace import Workspace
@@ -46,7 +46,8 @@ def prepare(config: TrainConfig, folder: Path | str, *, seconds: dict[str, float
     Returns:
         What was written. ``counts`` holds users, items, interactions, positives, training_edges, density, the notes of
         the reader (rows, duplicates, ...), the query counts of :func:`~r2rec_jax.data.splits.draw_queries`, and
-        ``chain_coverage``: split -> number of distinct chains -> queries.
+        ``chain_coverage``: split -> number of distinct chains that prompts may show -> queries. Those that hold a
+        candidate (with ``disliked`` negatives) are counted apart, as ``left_out_chains``.
 
     Raises:
         ValueError: bad data or settings; nothing is left half-written.
@@ -68,6 +69,8 @@ def prepare(config: TrainConfig, folder: Path | str, *, seconds: dict[str, float
     counts = _count_dataset(dataset, training, config.data) | dict(queries.counts) | {
         "chain_coverage": {split: _coverage(queries.by_split[split], chains, config.graph.chains) for split in SPLITS},
         "repeated_chains": sum(len(found) - len(set(found)) for found in chains.values()),
+        "left_out_chains": sum(len(set(chains[query.query_id])) - len(without_candidates(chains[query.query_id], query))
+                               for query in queries.all()),
     }
     for sampler, reason in queries.left_out.items():
         progress.say(f"prepare: no candidates by {sampler}: {reason}")
@@ -116,7 +119,7 @@ def _count_dataset(dataset: Dataset, training: NDArray[np.bool_], config: DataCo
 
 
 def _coverage(queries: Sequence[Query], chains: Mapping[str, tuple[Chain, ...]], most: int) -> dict[str, int]:
-    found = Counter(len(set(chains[query.query_id])) for query in queries)
+    found = Counter(len(without_candidates(chains[query.query_id], query)) for query in queries)
     return {str(number): found[number] for number in range(most + 1)}
 
 

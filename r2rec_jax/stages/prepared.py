@@ -229,6 +229,16 @@ def draw_chains(graph: Bipartite, dataset: Dataset, queries: Sequence[Query], co
     return {query.query_id: chains for query, chains in zip(queries, drawn, strict=True)}
 
 
+def without_candidates(chains: Sequence[Chain], query: Query) -> tuple[Chain, ...]:
+    """Those that prompts of a query show, each once.
+
+    One that holds a candidate is not shown: of ``disliked`` negatives the user has rated some before, and since no
+    chain holds the target, it would give away that these are not it.
+    """
+    candidates = set(query.candidates)
+    return tuple(chain for chain in dict.fromkeys(chains) if not {chain.item0, chain.item1} & candidates)
+
+
 def chain_row(chain: Chain, dataset: Dataset) -> list[Any]:
     """item0, neighbour, item1 by raw id, then the four ratings in hop order."""
     return [dataset.items[chain.item0].item_id, dataset.users[chain.neighbour].user_id,

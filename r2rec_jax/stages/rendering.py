@@ -14,7 +14,7 @@ from r2rec_jax.data.queries import Query
 from r2rec_jax.evaluation.protocol import EvaluationQuery
 from r2rec_jax.prompts.ranking import render_ranking, shown_chains
 from r2rec_jax.prompts.views import ChainView, QueryView, resolve_chain, shown_item
-from r2rec_jax.stages.prepared import Prepared
+from r2rec_jax.stages.prepared import Prepared, without_candidates
 from r2rec_jax.tokens.examples import fit_prompt
 from r2rec_jax.tokens.tokenizer import ChatPrompt, Tokenizer
 
@@ -35,6 +35,7 @@ class RenderedQuery:
         target: 0-based position of the target among them.
         chains: the chains that the prompt shows.
         dropped: chains that did not fit the token limit.
+        left_out: chains that hold a candidate.
     """
 
     query: Query
@@ -45,6 +46,7 @@ class RenderedQuery:
     target: int
     chains: tuple[ChainView, ...]
     dropped: int
+    left_out: int
 
     def for_evaluation(self, prepared: Prepared) -> EvaluationQuery:
         """The same as the evaluation protocol takes it."""
@@ -79,14 +81,9 @@ def make_view(prepared: Prepared, query: Query, config: PromptConfig, thoughts: 
 
 
 def distinct_chains(prepared: Prepared, query: Query, config: PromptConfig) -> tuple[ChainView, ...]:
-    """The chains of a query as prompts show them, a chain that was drawn twice shown once.
-
-    One that holds a candidate is not shown: of ``disliked`` negatives the user has rated some before, and since no
-    chain holds the target, it would give away that these are not it.
-    """
-    candidates = set(query.candidates)
-    return tuple(dict.fromkeys(resolve_chain(prepared.dataset, chain, config) for chain in prepared.chains_of(query)
-                               if not {chain.item0, chain.item1} & candidates))
+    """The chains of a query as prompts show them (:func:`~r2rec_jax.stages.prepared.without_candidates`)."""
+    return tuple(resolve_chain(prepared.dataset, chain, config)
+                 for chain in without_candidates(prepared.chains_of(query), query))
 
 
 def render_query(prepared: Prepared, query: Query, config: PromptConfig, tokenizer: Tokenizer,
@@ -106,8 +103,9 @@ def render_query(prepared: Prepared, query: Query, config: PromptConfig, tokeniz
                                f"query {query.query_id}")
     kept = available - dropped
     prompt = render_ranking(view, config, kept)
+    left_out = len(set(prepared.chains_of(query))) - len(view.chains) if config.chains else 0
     return RenderedQuery(query, view, text, tokenizer.chat(text), prompt.candidates,
-                         query.candidates.index(query.target), shown_chains(view, config, kept), dropped)
+                         query.candidates.index(query.target), shown_chains(view, config, kept), dropped, left_out)
 
 
 def render_queries(prepared: Prepared, queries: Sequence[Query], config: PromptConfig, tokenizer: Tokenizer,
@@ -122,7 +120,8 @@ def render_queries(prepared: Prepared, queries: Sequence[Query], config: PromptC
 
 
 def count_dropped(rendered: Sequence[RenderedQuery]) -> dict[str, int]:
-    """How many prompts lost chains to the token limit, and how many chains in all."""
+    """How many prompts lost chains to the token limit, how many chains in all, and how many are not shown since they
+    hold a candidate."""
     return {"prompts": len(rendered), "shortened_prompts": sum(r.dropped > 0 for r in rendered),
-            "dropped_chains": sum(r.dropped for r in rendered),
+            "dropped_chains": sum(r.dropped for r in rendered), "left_out_chains": sum(r.left_out for r in rendered),
             "longest_prompt_tokens": max((len(r.chat.ids) for r in rendered), default=0)}

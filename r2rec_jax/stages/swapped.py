@@ -2,8 +2,8 @@
 
 A model that uses its chains gets worse with foreign ones; one that does not will not notice. Every query of a split
 gets the chains of another user's query: queries are ordered by a hash of the seed and their users, and take the chains
-of those that stand as many places on as the user with the most queries has. A chain that holds one of the query's
-candidates, which the donor may have rated, is left out: a query's own chains hold none.
+of those that stand as many places on as the user with the most queries has. Prompts leave out, and count, a chain that
+holds one of the query's candidates, which the donor may have rated.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def donors(users: Sequence[int], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
     return found
 
 
-def with_swapped_chains(prepared: Prepared, split: Split, seed: int) -> tuple[Prepared, int]:
+def with_swapped_chains(prepared: Prepared, split: Split, seed: int) -> Prepared:
     """The same data, each query of ``split`` with another user's chains.
 
     Args:
@@ -51,18 +51,12 @@ def with_swapped_chains(prepared: Prepared, split: Split, seed: int) -> tuple[Pr
         split: whose queries; all frozen ones swap with each other, however many are evaluated.
         seed: of the pairing.
 
-    Returns:
-        The data, and how many chains were left out since they hold a candidate.
-
     Raises:
         ValueError: one user has more than half of the queries.
     """
     queries = prepared.queries[split]
     users = [query.user_idx for query in queries]
     keys = fold(root_key(seed, "swapped chains"), prepared.dataset.user_keys[users])
-    chains, left_out = dict(prepared.chains), 0
-    for query, donor in zip(queries, donors(users, keys).tolist(), strict=True):
-        given = prepared.chains_of(queries[donor])
-        chains[query.query_id] = tuple(c for c in given if not {c.item0, c.item1} & set(query.candidates))
-        left_out += len(given) - len(chains[query.query_id])
-    return replace(prepared, chains=chains), left_out
+    given = {query.query_id: prepared.chains_of(queries[donor])
+             for query, donor in zip(queries, donors(users, keys).tolist(), strict=True)}
+    return replace(prepared, chains={**prepared.chains, **given})

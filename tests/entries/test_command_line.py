@@ -275,7 +275,7 @@ def test_evaluate_entry_with_other_chains(finished, tmp_path, capsys):
         assert evaluate([*argv, f"--chains={chains}", "--json", str(out)]) == 0
         result = json.loads(out.read_text())
         assert [(row["system"], row["chains"]) for row in result["rows"]] == [("sft", chains)]
-        assert ("left_out_chains" in result["prompts"]) == (chains == "swapped")
+        assert (result["prompts"]["left_out_chains"] > 0) == (chains == "swapped")
         file = "predictions-test-sft.jsonl" if chains == "own" else f"predictions-test-chains-{chains}-sft.jsonl"
         answers = [json.loads(line) for line in (finished / "evaluate" / file).read_text().splitlines()]
         prompts[chains] = {a["query_id"]: re.findall(r"^- target user -.*$", a["prompt"], re.M) for a in answers}

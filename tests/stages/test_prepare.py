@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from r2rec_jax.config import DataConfig, GraphConfig, TrainConfig
-from r2rec_jax.prepare import main
+from r2rec_jax.config import DataConfig, GraphConfig, PromptConfig, TrainConfig
+from r2rec_jax.prepare import main, print_counts
 from r2rec_jax.stages.prepare import prepare
 from r2rec_jax.stages.prepared import Prepared
+from r2rec_jax.stages.rendering import distinct_chains
 
 SMALL = {"eval_users": 6, "validation_users": 3, "sft_queries": 8, "rl_queries": 8}
 
@@ -45,6 +47,22 @@ def test_load_gives_what_prepare_wrote(source: Path, tmp_path: Path) -> None:
     assert back.counts["duplicates"] == 1 and back.counts["test_queries"] == 6
     assert sum(back.counts["chain_coverage"]["sft"].values()) == 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize("negatives", ["uniform", "disliked"])
+def test_coverage_is_that_of_prompts(negatives: str, source: Path, tmp_path: Path,
+                                     capsys: pytest.CaptureFixture) -> None:
+    """A chain that holds a disliked candidate is not shown, and counted among those that are left out."""
+    changes = {"data": DataConfig(path=str(source), negatives=negatives, **SMALL)}
+    made = prepare(replace(config(source), **changes), tmp_path / "out")
+    left_out = 0
+    for split, queries in made.queries.items():
+        shown = [len(distinct_chains(made, query, PromptConfig())) for query in queries]
+        assert made.counts["chain_coverage"][split] == {str(n): shown.count(n) for n in range(6)}
+        left_out += sum(len(set(made.chains_of(query))) for query in queries) - sum(shown)
+    assert made.counts["left_out_chains"] == left_out and (left_out > 0) == (negatives == "disliked")
+    print_counts(made.manifest, tmp_path / "out")
+    assert ("chains with a candidate, not shown" in capsys.readouterr().out) == (negatives == "disliked")
 
 
 def test_views_of_a_query_show_nothing_after_the_target(source: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 from r2rec_jax.config import DataConfig, EvaluateConfig, GraphConfig, PromptConfig, TrainConfig
 from r2rec_jax.stages.prepare import prepare
 from r2rec_jax.stages.prepared import Prepared
-from r2rec_jax.stages.rendering import make_view
+from r2rec_jax.stages.rendering import count_dropped, make_view, render_queries
 from r2rec_jax.stages.swapped import donors, with_swapped_chains
+from r2rec_jax.tokens.bpe import train_tokenizer
 from tests.synthetic import write_ml100k
 
 
@@ -35,28 +38,31 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare(TrainConfig(data=data, graph=GraphConfig(chains=5)), folder / "prepared")
 
 
-def test_chains_come_from_others_and_never_show_a_candidate(prepared: Prepared) -> None:
-    swapped, left_out = with_swapped_chains(prepared, "test", seed=0)
-    given = sum(len(prepared.chains_of(query)) for query in prepared.queries["test"])
-    assert left_out > 0, "the data must be small enough for a donor to have rated a candidate"
-    assert sum(len(swapped.chains_of(query)) for query in prepared.queries["test"]) == given - left_out
+def hidden_chains(data: Prepared) -> int:
+    """How many distinct chains of the test queries hold a candidate."""
+    return sum(bool({chain.item0, chain.item1} & set(query.candidates))
+               for query in data.queries["test"] for chain in set(data.chains_of(query)))
+
+
+def test_chains_come_from_others(prepared: Prepared) -> None:
+    swapped = with_swapped_chains(prepared, "test", seed=0)
+    assert hidden_chains(swapped) > 0, "the data must be small enough for a donor to have rated a candidate"
     for query in prepared.queries["test"]:
         assert swapped.by_id[query.query_id] == query
-        for chain in swapped.chains_of(query):
-            assert chain.user_idx != query.user_idx and not {chain.item0, chain.item1} & set(query.candidates)
+        assert all(chain.user_idx != query.user_idx for chain in swapped.chains_of(query))
         for chain in prepared.chains_of(query):
-            assert not {chain.item0, chain.item1} & set(query.candidates), "nor do a query's own"
+            assert not {chain.item0, chain.item1} & set(query.candidates), "a query's own do not"
     for split in ("validation", "sft", "rl"):
         assert all(swapped.chains_of(q) == prepared.chains_of(q) for q in prepared.queries[split])
-    assert with_swapped_chains(prepared, "test", 0)[0].chains == swapped.chains
-    assert with_swapped_chains(prepared, "test", 1)[0].chains != swapped.chains
+    assert with_swapped_chains(prepared, "test", 0).chains == swapped.chains
+    assert with_swapped_chains(prepared, "test", 1).chains != swapped.chains
 
 
 @pytest.mark.parametrize("negatives", ["uniform", "popularity", "disliked"])
 def test_no_prompt_shows_a_chain_with_a_candidate_of_the_lists_that_are_asked(prepared: Prepared, negatives) -> None:
     """A chain holds no target, so what stands in one would be known not to be it."""
     lists = prepared.with_negatives(negatives)
-    for data in (lists, with_swapped_chains(lists, "test", seed=0)[0]):
+    for data in (lists, with_swapped_chains(lists, "test", seed=0)):
         shown = 0
         for query in data.queries["test"]:
             for chain in make_view(data, query, PromptConfig()).chains:
@@ -64,9 +70,20 @@ def test_no_prompt_shows_a_chain_with_a_candidate_of_the_lists_that_are_asked(pr
                 assert not {chain.item0.item_id, chain.item1.item_id} & {
                     data.dataset.items[i].item_id for i in query.candidates}
         assert shown > 0
-    hidden = sum(bool({chain.item0, chain.item1} & set(query.candidates))
-                 for query in lists.queries["test"] for chain in lists.chains_of(query))
-    assert (hidden > 0) == (negatives == "disliked")
+    assert (hidden_chains(lists) > 0) == (negatives == "disliked")
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_chains_that_are_not_shown_are_counted(prepared: Prepared, tmp_path: Path, swapped: bool) -> None:
+    tokenizer = train_tokenizer(["Rank 20 candidate movies for the target user."], 400, tmp_path / "tokenizer")
+    data = prepared.with_negatives("disliked")
+    data = with_swapped_chains(data, "test", seed=0) if swapped else data
+    for config in (PromptConfig(max_tokens=10**5), PromptConfig(max_tokens=10**5, chains=False)):
+        rendered = render_queries(data, data.queries["test"], config, tokenizer)
+        counts = count_dropped(rendered)
+        assert counts["left_out_chains"] == (hidden_chains(data) if config.chains else 0)
+        assert sum(len(r.chains) + r.left_out for r in rendered) == (
+            sum(len(set(data.chains_of(query))) for query in data.queries["test"]) if config.chains else 0)
 
 
 def test_the_likelihood_has_no_chains_to_swap() -> None:
