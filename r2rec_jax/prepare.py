@@ -30,15 +30,18 @@ _READ = ("data", "graph", "prompts", "train_seed")
 _DATA_ROWS = (
     ("users", "users"), ("items", "items"), ("interactions", "interactions"), ("positives (likes)", "positives"),
     ("density", "density"), ("training edges", "training_edges"), ("duplicate rows, last one kept", "duplicates"),
-    ("items nobody rated, left out", "items_without_interactions"), ("eligible users", "eligible_users"),
-    ("evaluation users", "evaluation_users"),
+    ("eligible users", "eligible_users"), ("evaluation users", "evaluation_users"),
 )
-_MISSING_ROWS = (("items without attributes", "items_without_attributes"),
+_ROWS_OF_SOME = (("items nobody rated, left out", "items_without_interactions"),
+                 ("interactions outside the k-core, left out", "k_core_events"),
+                 ("users outside the k-core, left out", "k_core_users"),
+                 ("items outside the k-core, left out", "k_core_items"),
+                 ("items without attributes", "items_without_attributes"),
                  ("items without a title, shown by their id", "items_without_title"),
                  ("users without attributes", "users_without_attributes"),
                  ("chains with a candidate, not shown", "left_out_chains"))
-"""Shown where there are some."""
-
+"""Shown where there are some. Of the items in tables and Amazon's files only those of events are read: the others are
+not counted."""
 
 
 def _hide_other_settings(parser: Any) -> None:
@@ -57,7 +60,7 @@ def print_counts(manifest: Mapping[str, Any], folder: Path) -> None:
     data = Table(title=str(manifest["dataset"]), title_justify="left")
     data.add_column("what")
     data.add_column("count", justify="right")
-    for label, key in (*_DATA_ROWS, *(row for row in _MISSING_ROWS if counts.get(row[1]))):
+    for label, key in (*_DATA_ROWS, *(row for row in _ROWS_OF_SOME if counts.get(row[1]))):
         value = counts[key]
         data.add_row(label, f"{value:,}" if isinstance(value, int) else f"{value:.3g}")
     console.print(data)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from r2rec_jax.config import DataConfig, GraphConfig, PromptConfig, TrainConfig
+from r2rec_jax.config import DataConfig, GraphConfig, PromptConfig, TableConfig, TrainConfig
 from r2rec_jax.prepare import main, print_counts
 from r2rec_jax.stages.prepare import prepare
 from r2rec_jax.stages.prepared import Prepared
@@ -156,6 +157,30 @@ def test_command_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "eligible users" in shown and "validation" in shown
     written = json.loads((tmp_path / "counts.json").read_text())
     assert written["counts"] == Prepared.load(tmp_path / "out").counts and written["folder"] == str(tmp_path / "out")
+
+
+def test_what_was_left_out_is_shown_where_it_is_counted(source: Path, tmp_path: Path,
+                                                        capsys: pytest.CaptureFixture) -> None:
+    """A table is read for its events' items alone, so that nobody knows how many others its file of items has."""
+    events = [row.split("\t")[:3] for row in (source / "u.data").read_text().splitlines()]
+    (tmp_path / "events.csv").write_text("".join(f"{','.join(row)}\n" for row in [["user_id", "item_id", "rating"],
+                                                                                   *events, ["99", "98", "5"]]))
+    table = TableConfig(timestamp=None)
+    data = DataConfig(name="table", path=str(tmp_path / "events.csv"), k_core=5, table=table, **SMALL)
+    counts = prepare(TrainConfig(data=data), tmp_path / "table").counts
+    print_counts(Prepared.load(tmp_path / "table").manifest, tmp_path / "table")
+    shown = capsys.readouterr().out
+    for what, dropped in (("interactions", counts["k_core_events"]), ("users", 1), ("items", counts["k_core_items"])):
+        assert re.search(rf"{what} outside the k-core, left out +\S +{dropped} ", shown), shown
+    assert "nobody rated" not in shown
+    (tmp_path / "ml").mkdir()
+    for file in source.iterdir():
+        (tmp_path / "ml" / file.name).write_bytes(file.read_bytes())
+    with (tmp_path / "ml" / "u.item").open("a") as file:
+        file.write("61|Nobody's Film (1990)|||u|0|1\n")
+    print_counts(prepare(config(tmp_path / "ml"), tmp_path / "movies").manifest, tmp_path)
+    shown = capsys.readouterr().out
+    assert re.search(r"items nobody rated, left out +\S +1 ", shown) and "k-core" not in shown
 
 
 @pytest.mark.parametrize(("more", "expected"), [
