@@ -252,10 +252,11 @@ def _lone_number(rest: str) -> re.Match[str] | None:
 
 
 def _candidate(number: str, n_candidates: int) -> int | None:
-    """A written number as a 0-based position. Huge ones never reach ``int``."""
-    digits = number.lstrip("0")
-    inside = number.isdigit() and 0 < len(digits) <= len(str(n_candidates)) and int(digits) <= n_candidates
-    return int(digits) - 1 if inside else None
+    """A written number, whole or as ``3.0``, as a 0-based position. Huge ones never reach ``int``."""
+    whole, _, fraction = number.partition(".")
+    digits = whole.lstrip("0")
+    short = whole.isdigit() and not fraction.strip("0") and 0 < len(digits) <= len(str(n_candidates))
+    return int(digits) - 1 if short and int(digits) <= n_candidates else None
 
 
 def _read_titles(block: str, titles: Sequence[str]) -> list[int | None]:
