@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from r2rec_jax.prompts.naming import bare_title, find_at_start, title_finder
+from r2rec_jax.prompts.naming import bare_title, find_at_start, title_finder, titles_in_numbers
 
 AnswerForm = Literal["numbers", "titles"]
 
@@ -31,6 +31,7 @@ _NUMBER = re.compile(r"(?<!\w)[-+]?[0-9]+(?:\.[0-9]+)?(?!\w)")
 _NUMBERED_LINE = re.compile(r"^[\W_]*[0-9]{1,3}\s*[.):\]]")
 _ORDINAL = re.compile(r"^(?:[-*•]\s+)?\*{0,2}[(\[]?([0-9]{1,3})[.):\]]\*{0,2}\s+(\S.*)$")
 _NEXT = re.compile(r"(?:[,;>]|(?<=\))(?!\s*\[)|(?<=[^\W\d]:))\s*(?=\*{0,2}[(\[]?[0-9]{1,3}[.):\]]\*{0,2}\s)")
+_HEADING = re.compile(r"[\W_]*[^\W\d_][^,;>]*")
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _CALLED = re.compile(r"^(?:(?:(?:candidate|item|option|number|no\.?)\s*(?:[#\[(]+\s*)?|[#\[(]+\s*)(?P<number>[0-9]+)|"
                      r"(?P<bare>[0-9]+))(?!\w|\.[0-9])", re.IGNORECASE)
@@ -196,9 +197,9 @@ def _read_numbers(block: str, titles: Sequence[str]) -> list[int | None]:
     In a numbered list, its entries on lines of their own or on one, the number before a list mark is the candidate's,
     as prompts list them, or it counts places: where these numbers are 1, 2, 3, ..., or an entry goes on with another
     candidate's title. Then what the entry goes on with is meant. Digits of titles are no numbers, nor are those of a
-    line of words beside the list ("My 3 best:").
+    line of words beside the list ("My 3 best:"). A title of digits alone is one in such a list, and where its year
+    stands behind it; elsewhere "300" is a number.
     """
-    numbers = [_candidate(number, len(titles)) for number in _NUMBER.findall(block)]
     find = title_finder(titles)
     entries = [entry for line in block.split("\n") if line.strip() for entry in _entries(line.strip(), find)]
     marks = [(mark[1], mark[2]) for _, mark in entries if mark]
@@ -206,12 +207,12 @@ def _read_numbers(block: str, titles: Sequence[str]) -> list[int | None]:
     worded = all(position is not None or _WORD.search(rest) for position, (_, rest) in zip(named, marks, strict=True))
     listed = set(named) - {None} or all(_WORD.search(rest) or _lone_number(rest) for _, rest in marks)
     if not marks or not listed or (len(marks) == 1 < len(entries) and not worded):
-        return numbers
+        return _plain_numbers(block, titles)
     own = [_candidate(number, len(titles)) for number, _ in marks]
     counted = [int(number) for number, _ in marks] == list(range(1, len(marks) + 1))
     places = counted or any(position not in (None, number) for position, number in zip(named, own, strict=True))
     if not places and not worded:
-        return numbers
+        return _plain_numbers(block, titles)
     mentions: list[int | None] = []
     for entry, mark in entries:
         if mark:
@@ -221,6 +222,22 @@ def _read_numbers(block: str, titles: Sequence[str]) -> list[int | None]:
         elif (position := _meant(entry, find, len(titles))) is not None:
             mentions.append(position)
     return mentions
+
+
+def _plain_numbers(block: str, titles: Sequence[str]) -> list[int | None]:
+    """Each number outside titles and headings. A heading is words and a colon, behind it at least two numbers and no
+    words, on its line or the next: "Top 3: 5, 1, 2"."""
+    if pattern := titles_in_numbers(titles):
+        block = pattern.sub("_", block)  # no word, no number
+    lines = [line for line in block.split("\n") if line.strip()]
+    read = []
+    for line, following in zip(lines, [*lines, ""][1:], strict=True):
+        head, colon, rest = line.partition(":")
+        behind = rest if _WORD.search(rest) or _NUMBER.search(rest) else following
+        heading = (colon and _HEADING.fullmatch(head) and not _CALLED.match(head.strip())
+                   and not _WORD.search(behind) and len(_NUMBER.findall(behind)) > 1)
+        read += _NUMBER.findall(rest if heading else line)
+    return [_candidate(number, len(titles)) for number in read]
 
 
 def _entries(line: str, find: Callable[[str], int | None]) -> list[tuple[str, re.Match[str] | None]]:

@@ -15,6 +15,8 @@ _UP_TO_YEAR = re.compile(r"\([0-9]{4}\b[^()]*\)(?:\s*\([^()]*\))*(?: \[[0-9]+\])
 _LAST_PARENTHESIS = re.compile(r"\([^()]*\)(?: \[[0-9]+\])?$")
 _ESCAPED = re.compile(r"\\(?:u\{([0-9a-f]{1,5})\}|([^\w\s]))")
 _AROUND = " \"'*,;"
+_LETTER = re.compile(r"[^\W\d_]")
+_YEAR_BEHIND = r"(?:\s*\([0-9]{4}\b[^()]*\))?"
 
 
 def _year(title: str) -> str | None:
@@ -26,6 +28,23 @@ def _year(title: str) -> str | None:
 def bare_title(title: str) -> str:
     """A label without its last parenthesis: ``Heat (1995)`` -> ``Heat``."""
     return _LAST_PARENTHESIS.sub("", title).rstrip()
+
+
+def titles_in_numbers(titles: Sequence[str]) -> re.Pattern[str] | None:
+    """Matches what is a candidate's title, not its number, in an answer of numbers: a label, or a title with or without
+    its year and facts. A title without letters is one where its year stands behind it ("300 (2006)"); "300" is a
+    number."""
+    names: dict[str, str] = {}
+    for label in titles:
+        bare, year = bare_title(label), _year(label)
+        if _LETTER.search(bare):
+            names[bare] = re.escape(bare) + _YEAR_BEHIND
+        elif bare and year:
+            names[bare] = rf"{re.escape(bare)}\s*\({year}\b[^()]*\)"
+        if _LETTER.search(label):
+            names.setdefault(label, re.escape(label))
+    patterns = [names[name] for name in sorted(names, key=len, reverse=True)]
+    return re.compile(rf"(?<!\w)(?:{'|'.join(patterns)})(?!\w)", re.IGNORECASE) if patterns else None
 
 
 def _spelling(text: str) -> str:

@@ -21,6 +21,7 @@ from r2rec_jax.prompts.answer import (
     render_rating,
 )
 from r2rec_jax.prompts.escape import escape_text
+from r2rec_jax.prompts.naming import bare_title
 from r2rec_jax.prompts.verbalize import item_labels
 
 TITLES = ("Heat (1995)", "Big (1988)", "Fargo (1996)", "Alien (1979)", "Seven (1995)")
@@ -118,7 +119,7 @@ LIST = "1. Fargo (1996)\n2. Heat (1995)"
     ("1. 3, 2. 1, 3. 2", (2, 0, 1), 0),
     ("Ranking: 1. Fargo (1996), 2. Heat (1995)", (2, 0), 0),
     ("7, 3, 1. Fargo fits best", (2, 0), 1),
-    ("3 Fargo (1996), 1 Heat (1995)", (2, 0), 2),
+    ("3 Fargo (1996), 1 Heat (1995)", (2, 0), 0),
     ("1. Fargo (1996) - fits Drama\n2. Heat (1995) - crime", (2, 0), 0),
     ("1. Fargo (1996; Crime): 2 likes\n2. **Heat (1995)**, as candidate 3", (2, 0), 0),
     ("1. 3 Fargo (1996) - fits Drama\n2. 1, Heat", (2, 0), 0),
@@ -153,6 +154,46 @@ def test_titles_like_lists_in_answers_of_numbers() -> None:
             ("1. 300 (2006)\n2. Heat (1995)", (5, 1)), ("1. 1900 (1976)\n2. Heat (1995)", (1,)), ("1. 2\n2. 7", (1, 6)),
             ("7, 2", (6, 1))):
         assert parse(f"<answer>{block}</answer>", titles=titles).ranking == ranking
+
+
+DIGITS = ("Heat (1995)", "12 Monkeys (1995)", "Se7en (1995)", "2 Fast 2 Furious (2003)", "300 (2006)",
+          "Fahrenheit 451 (1966)", "2001: A Space Odyssey (1968)", "Apollo 13 (1995)", "8 1/2 (1963)",
+          "10 Things I Hate About You (1999)", "Ocean's 11", "9 (2009)", "Emma (1996)", "Emma (1996) [2]")
+DECORATIONS = ("{n}", "{n}: {t}", "{n}. {t}", "{n}) {t}", "{n} - {t}", "{n} \u2013 {t}", "{n} {t}", "{n} ({t})",
+               "#{n} {t}", "**{n}** {t}", "{n}.{t}", "{n}, {t}", "[{n}] {t}", "({n}) {t}", "Candidate {n}: {t}",
+               "Movie {n}: {t}", "- {n}: {t}", "{t} ({n})", "{t}: {n}", "{t} (candidate {n})")
+
+
+@given(st.permutations(range(len(DIGITS))), st.integers(1, len(DIGITS)), st.sampled_from(DECORATIONS),
+       st.sampled_from(["label", "bare", "lower"]), st.sampled_from(["\n", ", ", "; "]))
+def test_numbers_beside_titles_with_digits_are_those_numbers(order: list[int], top: int, decoration: str, written: str,
+                                                             between: str) -> None:
+    def title(position: int) -> str:
+        label = DIGITS[position]
+        if written == "bare" and not label.startswith(("300", "8", "9", "Emma")):  # of digits, or of two candidates
+            return bare_title(label)
+        return label.lower() if written == "lower" else label
+
+    between = "\n" if decoration[0] == "-" else between
+    block = between.join(decoration.format(n=position + 1, t=title(position)) for position in order[:top])
+    parsed = parse(f"<answer>{block}</answer>", titles=DIGITS)
+    assert (parsed.ranking, parsed.outside, parsed.duplicates) == (tuple(order[:top]), 0, 0)
+
+
+@pytest.mark.parametrize(("block", "ranking"), [
+    ("Apollo 13 (1995)\nHeat (1995)", ()),
+    ("Apollo 13 (8), Heat (1)", (7, 0)),
+    ("Heat (1995) (candidate 1)\nSe7en (1995; Crime) (candidate 3)", (0, 2)),
+    ("Top 3: 5, 1, 2", (4, 0, 1)),
+    ("**My 3 best of 20:**\n\n5, 1, 2", (4, 0, 1)),
+    ("Candidate 10: 5, 1", (9, 4, 0)),
+    ("5, 1, and then: 3, 2", (4, 0, 2, 1)),
+    ("Movie 8: 4", (7, 3)),
+    ("9, 12", (8, 11)),
+    ("12 - 9 (2009), 1", (11, 0)),
+])
+def test_digits_of_titles_and_headings_are_no_numbers(block: str, ranking: tuple[int, ...]) -> None:
+    assert parse(f"<answer>{block}</answer>", titles=DIGITS).ranking == ranking
 
 
 @pytest.mark.parametrize(("block", "ranking", "outside"), [
@@ -344,7 +385,8 @@ def test_any_text(text: str) -> None:
 
 @pytest.mark.parametrize("unit", ["<answer>", "</answer>", "<think>", " ", "(", "(a", "1", "1.", "a ", "a'", "Heat (",
                                   "\n1. ", ", 1. a", ",  ", ") 1. Heat (1995) ", "\n1. Heat (1995) - a",
-                                  "(1995) ", "a: ", "[1", "</think>", "-", "\\"])
+                                  "(1995) ", "a: ", "a:\n1, 2\n", "Heat (1995 ", "Heat   ",
+                                  "[1", "</think>", "-", "\\"])
 def test_time_is_linear_in_the_length(unit: str) -> None:
     text = "<answer>" + unit * (200_000 // len(unit)) + "</answer>"
     started = time.perf_counter()
