@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from r2rec_jax.bench.timing import spread
 from r2rec_jax.evaluation.tables import provenance
 from r2rec_jax.stages.cli import BadInput
 
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 ONE_LAYER = {"hidden_size": 4, "intermediate_size": 6, "num_attention_heads": 2, "num_key_value_heads": 1,
              "num_hidden_layers": 1, "vocab_size": 10}
 
@@ -120,6 +122,13 @@ def test_the_projection_is_its_arithmetic() -> None:
     for side, reading in (("ours", 125.0), ("pytorch", 125.0 / 8)):
         assert found[side]["evaluation"] == pytest.approx(
             (reading * prompt / 1024 + (200 - reading) * completion / 256) / 60)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("bench_*.json")), ids=lambda path: path.stem)
+def test_committed_projections_are_of_the_rows_beside_them(path: Path) -> None:
+    result = json.loads(path.read_text())
+    (name,) = re.findall(r"preset ([\w-]+):", result["what"])
+    assert json.loads(json.dumps(project(PRESETS[name], result["rows"]))) == result["projection"]
 
 
 def test_rows_that_stay_must_be_of_the_same_weights_and_sizes(tmp_path: Path) -> None:
