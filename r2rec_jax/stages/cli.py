@@ -6,16 +6,20 @@ jsonargparse merges a default configuration file under ``--config``, so the pack
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import resources
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
 
 from r2rec_jax import files, stopping
-from r2rec_jax.config import TrainConfig
+from r2rec_jax.config import TrainConfig, dotted
 from r2rec_jax.parallel.kept import keep_compiled
 from r2rec_jax.reasons import one_line
 
@@ -56,20 +60,57 @@ def parse(parser: Any, argv: Sequence[str] | None) -> Any:
 
 
 def parse_train_config(parser: Any, argv: Sequence[str] | None) -> tuple[TrainConfig, Any]:
-    """(the run's configuration, the entry's own arguments), the quickstart filled in when no ``--config`` is given."""
+    """(the run's configuration, the entry's own arguments), the quickstart filled in when no ``--config`` is given.
+
+    Raises:
+        BadInput: a file or a flag is wrong, see :func:`parse` and :func:`check_sections`.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not any(a == "--config" or a.startswith("--config=") for a in arguments):
         arguments = ["--config", str(resources.files("r2rec_jax") / "quickstart.yaml"), *arguments]
     parsed = parse(parser, arguments)
+    for path in filter(None, parsed.config):  # a value that a later file or flag replaces too
+        check_sections(TrainConfig, yaml.safe_load(Path(path).read_text(encoding="utf-8")), str(path))
+    check_sections(TrainConfig, parsed.as_dict(), "the command line")
     made = parser.instantiate(parsed)
     names = TrainConfig.__dataclass_fields__
     return TrainConfig(**{k: v for k, v in made.items() if k in names}), made
+
+
+def section_names(kind: type[Any]) -> Iterator[str]:
+    """Dotted names of a dataclass's fields that are dataclasses, those within others too: ``data``, ``data.table``."""
+    types = get_type_hints(kind)
+    for field in fields(kind):
+        if is_dataclass(types[field.name]):
+            yield field.name
+            yield from (f"{field.name}.{inner}" for inner in section_names(types[field.name]))
+
+
+def check_sections(kind: type[Any], plain: Any, what: str) -> None:
+    """Make sure that every section of settings is one; jsonargparse takes defaults for what is none, or breaks.
+
+    A text passes, for jsonargparse reads the file of that name as the section, or has refused it.
+
+    Args:
+        kind: the dataclass whose sections they are.
+        plain: nested mappings, as read.
+        what: where they were read, the refusal begins with it.
+
+    Raises:
+        BadInput: a section is null, a number, a list (names it).
+    """
+    sections = set(section_names(kind))
+    for name, value in dotted(plain).items():
+        if name in sections and value != {} and not isinstance(value, str):
+            raise BadInput(f"{what}: {name} must be a section of settings; got {json.dumps(value, default=str)}; "
+                           "leave it out for the defaults")
 
 
 def from_plain(kind: type[T], plain: Any, what: str) -> T:
     """A dataclass from plain values; what it does not know or take is a :class:`BadInput` that begins with ``what``."""
     from jsonargparse import ArgumentError
 
+    check_sections(kind, plain, what)
     parser = make_parser("r2rec_jax", "")
     parser.add_class_arguments(kind, as_group=False)
     try:
