@@ -6,7 +6,17 @@ import math
 
 import pytest
 
-from r2rec_jax.config import DataConfig, EvaluateConfig, GrpoConfig, PromptConfig, SftConfig, TrainConfig, dotted
+from r2rec_jax.config import (
+    BackboneConfig,
+    DataConfig,
+    EvaluateConfig,
+    GrpoConfig,
+    PromptConfig,
+    SftConfig,
+    TinyConfig,
+    TrainConfig,
+    dotted,
+)
 
 
 def test_thoughts_are_shown_with_chains_or_not_at_all() -> None:
@@ -32,6 +42,37 @@ def test_validation_queries_must_be_drawn_to_be_evaluated() -> None:
                                          r"got 0$"):
         TrainConfig(data=none, evaluate=EvaluateConfig(split="validation"))
     TrainConfig(data=none)
+
+
+@pytest.mark.parametrize(("split", "count"), [("test", "eval_users"), ("validation", "validation_users"),
+                                              ("sft", "sft_queries"), ("rl", "rl_queries")])
+def test_no_more_are_evaluated_than_there_are(split, count: str) -> None:
+    data = DataConfig(eval_users=40, validation_users=30, sft_queries=20, rl_queries=10)
+    there = getattr(data, count)
+    with pytest.raises(ValueError, match=rf"^evaluate\.users must be <= data\.{count}, {there} "
+                                         rf"\(the {split} queries\); got {there + 1}$"):
+        TrainConfig(data=data, evaluate=EvaluateConfig(split=split, users=there + 1))
+    for users in (there, None):
+        TrainConfig(data=data, evaluate=EvaluateConfig(split=split, users=users))
+
+
+@pytest.mark.parametrize("systems", [[], ["sft", "sft"]])
+def test_systems_are_distinct_and_there(systems) -> None:
+    with pytest.raises(ValueError, match=r"^evaluate\.systems must be distinct and at least one; got \["):
+        EvaluateConfig(systems=systems)
+
+
+def test_completions_leave_room_for_a_prompt() -> None:
+    tiny = BackboneConfig("tiny", tiny=TinyConfig(max_positions=1200))
+    for changes in ({"grpo": GrpoConfig(max_new_tokens=1200)}, {"evaluate": EvaluateConfig(max_new_tokens=1200)}):
+        (stage,) = changes
+        reason = rf"^{stage}\.max_new_tokens must be < 1200, the backbone's positions .*; got 1200$"
+        with pytest.raises(ValueError, match=reason):
+            TrainConfig(backbone=tiny, **changes)
+        with pytest.raises(ValueError, match=reason):  # of another backbone when it is loaded
+            TrainConfig(**changes).check_positions(1200)
+        TrainConfig(**changes).check_positions(1201)
+    TrainConfig(backbone=tiny, evaluate=EvaluateConfig(max_new_tokens=1200, method="likelihood"))
 
 
 @pytest.mark.parametrize("changes", [{"sft": SftConfig(max_grad_norm=math.inf)}, {"grpo": GrpoConfig(lr=math.inf)}])

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from r2rec_jax.config.check import check, check_seed
-from r2rec_jax.config.data import AnswerConfig, DataConfig, GraphConfig, PromptConfig, ThoughtsConfig
+from r2rec_jax.config.data import COUNTS, AnswerConfig, DataConfig, GraphConfig, PromptConfig, ThoughtsConfig
 from r2rec_jax.config.endpoint import EndpointConfig
 from r2rec_jax.config.model import BackboneConfig, LoraConfig, TinyConfig
 from r2rec_jax.config.output import EvaluateConfig, ExportConfig
@@ -91,6 +91,12 @@ class TrainConfig:
                "<= data.candidates", self.prompts.answer.top)
         check(self.evaluate.split != "validation" or self.data.validation_users >= 1, "data.validation_users",
                ">= 1 when evaluate.split is 'validation'", self.data.validation_users)
+        count = COUNTS[self.evaluate.split]
+        frozen = getattr(self.data, count)
+        check(self.evaluate.users is None or self.evaluate.users <= frozen, "evaluate.users",
+              f"<= data.{count}, {frozen}", self.evaluate.users, f"the {self.evaluate.split} queries")
+        if self.backbone.source == "tiny":
+            self.check_positions(self.backbone.tiny.max_positions)
         check(self.prompts.chains or self.prompts.thoughts != "prompt", "prompts.thoughts",
                "completion or none when prompts.chains is false", self.prompts.thoughts,
                "a prompt shows thoughts with its chains, and a teacher would write them for nothing")
@@ -107,6 +113,22 @@ class TrainConfig:
         check(not self.graph.before_target or self.data.has_times, "graph.before_target",
                "false for a table without data.table.timestamp", self.graph.before_target,
                "rows of a file do not say which of two users' events is older")
+
+    def check_positions(self, positions: int) -> None:
+        """Make sure that completions leave room for a prompt, however short.
+
+        Args:
+            positions: of the backbone, in tokens.
+
+        Raises:
+            ValueError: those of a stage do not.
+        """
+        limits = {"grpo": self.grpo.max_new_tokens}
+        if self.evaluate.method == "generate":
+            limits["evaluate"] = self.evaluate.max_new_tokens
+        for stage, limit in limits.items():
+            check(limit < positions, f"{stage}.max_new_tokens", f"< {positions}, the backbone's positions", limit,
+                  "prompt and completion must fit them")
 
     @property
     def trains_backbone(self) -> bool:

@@ -14,6 +14,9 @@ from r2rec_jax.config.table import TableConfig
 WITHOUT_EFFECT = ("path", "cache_dir", "memory_gb", "threads", "temp_dir")
 """Settings of :class:`DataConfig` that say where data lies and how it is read, not what comes of it."""
 
+COUNTS = {"test": "eval_users", "validation": "validation_users", "sft": "sft_queries", "rl": "rl_queries"}
+"""Split -> the setting of :class:`DataConfig` that says how many queries it has."""
+
 
 @dataclass(frozen=True)
 class DataConfig:

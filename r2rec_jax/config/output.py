@@ -58,6 +58,8 @@ class EvaluateConfig:
         check(self.negatives is None or self.split in ("test", "validation"), "evaluate.negatives",
               "null for training queries", self.negatives, "only test and validation queries have several lists")
         check(self.users is None or self.users >= 1, "evaluate.users", ">= 1 or null", self.users)
+        check(bool(self.systems) and len(set(self.systems)) == len(self.systems), "evaluate.systems",
+              "distinct and at least one", list(self.systems))
         check(self.chains == "own" or self.method == "generate", "evaluate.chains",
               "own with evaluate.method likelihood", self.chains, "its prompts show no chains")
         check(self.temperature >= 0, "evaluate.temperature", ">= 0", self.temperature)

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from r2rec_jax.config import EvaluateConfig, PromptConfig, as_plain, fingerprint
+from r2rec_jax.config.data import COUNTS
 from r2rec_jax.config.output import SHAPING
 from r2rec_jax.data.candidates import Negatives
 from r2rec_jax.data.queries import Query, split_name
@@ -112,9 +113,8 @@ def evaluation_queries(work: Workspace, config: EvaluateConfig) -> list[Query]:
     """
     queries = work.prepared.with_negatives(negatives_of(work, config)).asked(config.split)
     if config.users is not None and config.users > len(queries):
-        field = {"test": "eval_users", "validation": "validation_users"}.get(config.split, f"{config.split}_queries")
         raise ValueError(f"evaluate.users must be <= the {len(queries)} frozen {config.split} queries; got "
-                         f"{config.users}; lower it or raise data.{field}")
+                         f"{config.users}; lower it or raise data.{COUNTS[config.split]}")
     return queries[:config.users]
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from r2rec_jax.config import STAGES, DataConfig, TrainConfig, as_plain, fingerprint
+from r2rec_jax.config.data import COUNTS
 from r2rec_jax.config.data import WITHOUT_EFFECT as DATA_PLACES
 from r2rec_jax.config.experiments import BASELINES, Experiment, ExperimentList
 from r2rec_jax.files import read_json
@@ -28,10 +29,6 @@ from r2rec_jax.stages.cli import BadInput, add_train_config, from_plain, make_pa
 from r2rec_jax.stages.keys import FIRST_TEXTS, builds_on, without_effect
 from r2rec_jax.stages.run import config_from_plain
 from r2rec_jax.stages.systems import CHECKPOINTS, system_name, trained_by
-
-COUNTS = ("eval_users", "validation_users", "sft_queries", "rl_queries")
-"""Settings of the data that say how many are asked, and not what."""
-
 
 
 @dataclass(frozen=True)
@@ -201,7 +198,7 @@ def _check_same_candidates(trials: Sequence[Trial]) -> None:
 def _candidates_of(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide which candidates a user's target stands among."""
     data = as_plain(config.data)
-    return {f"data.{name}": value for name, value in data.items() if name not in (*DATA_PLACES, *COUNTS)} | {
+    return {f"data.{name}": value for name, value in data.items() if name not in (*DATA_PLACES, *COUNTS.values())} | {
         "data.negatives": config.evaluate.negatives or data["negatives"]}
 
 
@@ -253,12 +250,9 @@ def _resolve(asked: ExperimentList, experiment: Experiment, seed: int, run_dir: 
              for name, value in (settings | own).items()]
     try:
         config = parse_train_config(parser, ["--config", asked.config, *flags])[0]
+        replace(config, evaluate=replace(config.evaluate, split=experiment.split))  # what is evaluated must be there
     except ValueError as error:
         raise BadInput(f"experiment {experiment.name}: {one_line(error, None)}") from None
-    frozen = config.data.eval_users if experiment.split == "test" else config.data.validation_users
-    if not 1 <= (config.evaluate.users or frozen) <= frozen:
-        raise BadInput(f"experiment {experiment.name}: evaluate.users must be in 1..{frozen}, the {experiment.split} "
-                       f"queries; got {config.evaluate.users}; set it, or data.eval_users and data.validation_users")
     return config
 
 
