@@ -12,19 +12,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Literal
 
 from r2rec_jax.config import ParallelConfig
-from r2rec_jax.stages.cli import make_parser, parse, run_entry, write_json
+from r2rec_jax.config.output import READ_BY
+from r2rec_jax.stages.cli import BadInput, make_parser, parse, run_entry, write_json
 
 DESCRIPTION = """Evaluate a checkpoint of a finished or partly finished run: HitRatio, NDCG and the rates of valid,
 truncated and order-copying answers, over the frozen queries of the run. Goes on where an interrupted evaluation
 stopped. Settings not given are those of the run. With --endpoint URL a hosted model is evaluated instead (see
 --endpoint URL --help); with --compare DIR_A DIR_B ... evaluated runs and baselines are compared (see --compare
 --help)."""
+
+
+def check_read(method: str, given: Container[str]) -> None:
+    """Refuse a flag that has no effect; settings of the run may be of either method.
+
+    Raises:
+        BadInput: a flag is of another method (says which).
+    """
+    for other, names in READ_BY.items():
+        for name in names if other != method else ():
+            if name in given:
+                raise BadInput(f"--{name} is of --method {other}; the method is {method}; leave it out, or give "
+                               f"--method {other}")
 
 
 def run(argv: Sequence[str] | None = None) -> None:
@@ -73,10 +87,12 @@ def run(argv: Sequence[str] | None = None) -> None:
 
     run = RunFolder.existing(given.run)
     work = Workspace(RunFolder(run.path, replace(run.config, parallel=given.parallel)))
-    start(given.parallel)
     names = ("split", "negatives", "users", "method", "likelihood", "lines", "chains", "temperature", "top_p",
              "max_new_tokens", "answers", "batch_size")
-    config = replace(work.config.evaluate, **{n: given[n] for n in names if given[n] is not None})
+    flags = {name: given[name] for name in names if given[name] is not None}
+    config = replace(work.config.evaluate, **flags)
+    check_read(config.method, flags)
+    start(given.parallel)
     with company(), ExitStack() as held:
         if not is_first():
             mute()

@@ -12,6 +12,9 @@ SHAPING = {"generate": ("temperature", "top_p", "max_new_tokens", "answers"), "l
 """By method, the settings of :class:`EvaluateConfig` that decide its answers and that no file or system is named after
 (files are, where a look differs from its run)."""
 
+READ_BY = {"generate": SHAPING["generate"], "likelihood": ("likelihood", *SHAPING["likelihood"])}
+"""By method, the settings that no other method reads."""
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -76,8 +79,7 @@ class EvaluateConfig:
         Args:
             negatives: whose candidate lists are asked, ``data.negatives`` where this has none.
         """
-        names = ["split", "chains", "method", *SHAPING[self.method]]
-        names += ["likelihood"] if self.method == "likelihood" else []
+        names = ["split", "chains", "method", *READ_BY[self.method]]
         settings = {name: getattr(self, name) for name in names} | {"negatives": negatives}
         # One answer is what there was before several could be drawn; what was answered then keeps its identity.
         return {name: value for name, value in settings.items() if (name, value) != ("answers", 1)}

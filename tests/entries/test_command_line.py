@@ -176,6 +176,25 @@ def test_evaluate_entry(finished, tmp_path, capsys):
         capsys, ["--run", str(finished), "--checkpoint", "sft", "--users", "999"], evaluate)
 
 
+@pytest.mark.parametrize(("flags", "name", "method"), [
+    (["--likelihood=prior"], "likelihood", "likelihood"), (["--lines=names"], "lines", "likelihood"),
+    (["--method=likelihood", "--temperature=0.5"], "temperature", "generate"),
+    (["--method=likelihood", "--top_p=1"], "top_p", "generate"),
+    (["--method=likelihood", "--max_new_tokens=9"], "max_new_tokens", "generate"),
+    (["--method=likelihood", "--answers=1"], "answers", "generate"),
+])
+def test_a_flag_of_another_method_is_refused(finished, capsys, flags, name, method):
+    """The run's own settings may be of either: it has a temperature, and the rest of a look by likelihood is there."""
+    from r2rec_jax.evaluate import main as evaluate
+
+    before = sorted(path.name for path in (finished / "evaluate").iterdir())
+    said = refused(capsys, ["--run", str(finished), "--checkpoint=sft", *flags], evaluate)
+    own = {"likelihood": "generate", "generate": "likelihood"}[method]
+    assert said == (f"error: --{name} is of --method {method}; the method is {own}; leave it out, or give "
+                    f"--method {method}")
+    assert sorted(path.name for path in (finished / "evaluate").iterdir()) == before
+
+
 def test_a_look_stands_beside_the_runs_own_figures(finished):
     """Another temperature or fewer users are files of their own, and no comparison sees them; what the run has
     answered already is not asked again."""
