@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from r2rec_jax.baselines.classical import NAMES, config_class
+from r2rec_jax.baselines.classical import NAMES, check_names, config_class
 from r2rec_jax.config import DataConfig, TrainConfig
 from r2rec_jax.config.check import check_seed
 from r2rec_jax.stages.cli import add_train_config, make_parser, parse, parse_train_config, run_entry, write_json
@@ -59,10 +59,7 @@ def model_names(text: str) -> list[str]:
         ValueError: an unknown or a repeated name, or none.
     """
     names = list(NAMES) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in NAMES]
-    if unknown or not names or len(set(names)) != len(names):
-        raise ValueError(f"--models must be all, or distinct names among {', '.join(NAMES)}, separated by commas; "
-                         f"got {text!r}")
+    check_names(names, "--models, where it is not all,")
     return names
 
 

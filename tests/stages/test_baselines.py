@@ -149,8 +149,8 @@ def test_test_targets_and_later_events_do_not_change_what_is_learned(done: Path)
 
 
 @pytest.mark.parametrize(("argv", "reason"), [
-    (["--models", "svd"], "--models must be all, or distinct names among popularity"),
-    (["--models", "ease,ease"], "--models must be all, or distinct names"),
+    (["--models", "svd"], "--models, where it is not all, must be distinct names among popularity"),
+    (["--models", "ease,ease"], "--models, where it is not all, must be distinct names"),
     (["--data", "netflix"], "netflix"),
     (["--seeds", "1", "1"], "--seeds must be distinct"),
     (["--ease.l2", "0"], "ease.l2 must be > 0"),

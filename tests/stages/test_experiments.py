@@ -105,6 +105,15 @@ def test_a_list_that_is_none(tmp_path: Path) -> None:
             read_list(path)
 
 
+@pytest.mark.parametrize("names", [["popularity", "netflix"], ["ease", "ease"]])
+def test_classical_models_of_a_list_are_known(tmp_path: Path, names: list[str]) -> None:
+    path = write_list(tmp_path, baselines=names)
+    with pytest.raises(ValueError, match=rf"smoke\.yaml: baselines must be distinct names among popularity, .*; got "
+                                       rf"{', '.join(names)}$"):
+        read_list(path)
+    assert read_list(write_list(tmp_path / "none", baselines=[])).baselines == []
+
+
 def test_what_is_done_or_failed_belongs_to_what_was_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_list(tmp_path)
     main, no_sft, search = trials_of(read_list(path))

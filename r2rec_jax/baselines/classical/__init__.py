@@ -9,6 +9,7 @@ A model's module is imported when it is first asked for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -43,6 +44,21 @@ REGISTRY: dict[str, Entry] = {
 """Model name -> where it is."""
 
 NAMES = tuple(REGISTRY)
+
+
+def check_names(names: Sequence[str], what: str) -> None:
+    """Make sure that names are of models, each once.
+
+    Args:
+        names: as asked for.
+        what: how they were asked for, the refusal begins with it.
+
+    Raises:
+        ValueError: an unknown or a repeated name, or none.
+    """
+    if not names or len(set(names)) != len(names) or not set(names) <= set(NAMES):
+        raise ValueError(f"{what} must be distinct names among {', '.join(NAMES)}; got "
+                         f"{', '.join(map(str, names)) or 'none'}")
 
 
 def _entry(name: str) -> Entry:

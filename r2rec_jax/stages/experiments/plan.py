@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from r2rec_jax.baselines.classical import check_names
 from r2rec_jax.config import STAGES, DataConfig, TrainConfig, as_plain, fingerprint
 from r2rec_jax.config.data import COUNTS
 from r2rec_jax.config.data import WITHOUT_EFFECT as DATA_PLACES
@@ -127,6 +128,7 @@ def read_list(path: str | Path) -> ExperimentList:
 
     Raises:
         BadInput: no such file, or not a list of experiments (says why).
+        ValueError: its baselines are no distinct models.
     """
     try:
         plain = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
@@ -139,7 +141,10 @@ def read_list(path: str | Path) -> ExperimentList:
         unknown = sorted(map(str, entry.keys() - known.keys())) if isinstance(entry, dict) else []
         if unknown:
             raise BadInput(f"{path}: an experiment has {', '.join(known)}; got {', '.join(unknown)}")
-    return from_plain(ExperimentList, plain, str(path))
+    asked = from_plain(ExperimentList, plain, str(path))
+    if asked.baselines:
+        check_names(asked.baselines, f"{path}: baselines")
+    return asked
 
 
 def root_of(asked: ExperimentList) -> Path:
