@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
+_KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
+
 
 def beside(path: Path, kind: str) -> Path:
     """The hidden name beside ``path`` under which it is written (``tmp``), locked (``lock``) or put away (``old``).
@@ -117,16 +119,28 @@ def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Non
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
-def read_json(path: str | Path, fix: str) -> Any:
-    """A JSON file's value.
+def read_json(path: str | Path, fix: str, **members: type) -> dict[str, Any]:
+    """A JSON file's object.
+
+    Args:
+        path: the file.
+        fix: what to do about another one.
+        **members: what it must have, and of which type: ``rows=list``.
 
     Raises:
-        ValueError: it is not JSON; the reason ends with ``fix``.
+        ValueError: it is no JSON, no object, or lacks a member; the reason ends with ``fix``.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} must be JSON; {error}; {fix}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must be a JSON object; got {_KINDS.get(type(found), 'a value')}; {fix}")
+    for name, kind in members.items():
+        if not isinstance(found.get(name), kind):
+            got = _KINDS.get(type(found[name]), "another value") if name in found else "none"
+            raise ValueError(f"{path} must have {_KINDS[kind]} {name!r}; got {got}; {fix}")
+    return found
 
 
 class Journal(Generic[T]):

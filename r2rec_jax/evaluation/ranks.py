@@ -108,7 +108,7 @@ def read_settings_beside(path: str | Path) -> dict[str, Any] | None:
     """The settings under which a file's ranks were answered; None where nothing beside it says so of these ranks (an
     earlier version wrote them)."""
     file = _settings_file(path)
-    beside = read_json(file, "delete it and evaluate the system again") if file.exists() else {}
+    beside = read_json(file, "delete it and evaluate the system again", settings=dict) if file.exists() else {}
     return beside["settings"] if beside.get("ranks_sha256") == sha256_of(Path(path)) else None
 
 

@@ -195,7 +195,7 @@ def _reported(ranks: Path, run: RunFolder, negatives: str, system: str) -> dict[
     policy = system.partition("-likelihood")[0]
     suffix, checkpoint = system.removeprefix(policy), CHECKPOINTS.get(policy, policy)
     files = [_results_beside(ranks, run, negatives, name + suffix) for name in ("", f"-{checkpoint}")]
-    results = [read_json(file, "evaluate the system again") for file in files if file.exists()]
+    results = [read_json(file, "evaluate the system again", rows=list) for file in files if file.exists()]
     mine = [result for result in results if any(row.get("system") == system for row in result["rows"])]
     return max(mine, key=lambda result: result.get("created", "")).get("settings", {}) if mine else {}
 
@@ -209,7 +209,8 @@ def _asked_hosted(ranks: Path, run: RunFolder, negatives: str, _: str) -> dict[s
     """The settings by which a hosted model answered, from the result file beside its ranks; None where that is not of
     the prompts that the run has now."""
     file = _results_beside(ranks, run, negatives, ranks.stem.removeprefix(f"ranks-test-{negatives}"))
-    result = read_json(file, "run evaluate --endpoint again: it goes on from its answers") if file.exists() else {}
+    fix = "run evaluate --endpoint again: it goes on from its answers"
+    result = read_json(file, fix, settings=dict) if file.exists() else {}
     if result.get("identity") != fingerprint(prompts_identity(run, negatives)):
         progress.say(f"compare: {ranks} is left out, its run has other prompts or candidates now")
         return None
@@ -241,9 +242,9 @@ def _prompt(config: TrainConfig) -> str | None:
 
 def _baseline(folder: Path) -> list[SystemRun]:
     """A baseline model on every sampler's candidates."""
-    result = read_json(folder / "result.json", "delete the folder and run the model again")
-    rows = result.get("rows") if isinstance(result, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    result = read_json(folder / "result.json", "delete the folder and run the model again", rows=list)
+    rows = result["rows"]
+    if not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{folder / 'result.json'} must hold the rows of a result file; run the model again")
     runs = []
     for row in rows:

@@ -179,7 +179,7 @@ def _take_over(folder: Path, name: str, ranks: str) -> None:
 
 def _older_rows(path: Path, system: str, exam: HostedExam) -> list[Mapping[str, Any]]:
     """Rows of the same system on other candidate lists, which a result file keeps."""
-    rows = read_json(path, "move the file away")["rows"] if path.exists() else []
+    rows = read_json(path, "move the file away", rows=list)["rows"] if path.exists() else []
     others = sorted({row["system"] for row in rows} - {system})
     if others:
         raise ValueError(f"--out must be a folder of one system; {path} holds {', '.join(others)}; choose another")

@@ -21,7 +21,7 @@ from r2rec_jax.files import read_json
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.progress import say
 from r2rec_jax.stages.keys import BESIDES, besides, builds_on, made_with, stage_key
-from r2rec_jax.stages.run import CODE, FREE, RunFolder
+from r2rec_jax.stages.run import CODE, FREE, RunFolder, read_stages
 from r2rec_jax.training.metrics import JsonLines
 
 TAKEN = tuple(stage for stage in STAGES if stage not in FREE)
@@ -97,12 +97,11 @@ def _changed(run: RunFolder, stage: str, other: Path) -> bool:
 
 
 def _finished(folder: Path) -> dict[str, Any]:
-    path = folder / "stages.json"
-    return read_json(path, "run its stages again, or leave the folder out of --reuse") if path.exists() else {}
+    return read_stages(folder, "run its stages again, or leave the folder out of --reuse")
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "run.json", "leave the folder out of --reuse")
+    return read_json(folder / "run.json", "leave the folder out of --reuse", config=dict)
 
 
 def _same_below(run: RunFolder, stage: str, other: Path) -> bool:

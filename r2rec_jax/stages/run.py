@@ -54,6 +54,8 @@ PLOTS = {"pretrain": "loss.png", "sft": "loss.png", "grpo": "reward.png"}
 HOSTED = "hosted"
 """Folder of what ``evaluate --endpoint`` asked."""
 
+_FIX = "delete the run folder or restore the file"
+
 CODE = ("commit", "dirty", "hardware")
 """What is kept of the version that finished a stage."""
 
@@ -78,7 +80,7 @@ class RunFolder:
     def key(self, stage: str) -> str:
         """:func:`stage_key` under the present settings, but for :data:`ROUNDING` as the folder was made with."""
         record = self.path / "run.json"
-        return stage_key(self.config, stage, made_with(_read_json(record)) if record.exists() else {})
+        return stage_key(self.config, stage, made_with(_read_run(record)) if record.exists() else {})
 
     @classmethod
     @contextmanager
@@ -99,7 +101,7 @@ class RunFolder:
             sweep(run.path)
             first = rounding(as_plain(config))
             if record.exists():
-                before = _read_json(record)
+                before = _read_run(record)
                 run._refuse_or_clear(before, overwrite)
                 first |= made_with(before)
             write_json(record, {"config": as_plain(config), "texts": TEMPLATE_VERSION, "made_with": first,
@@ -121,7 +123,7 @@ class RunFolder:
         path = Path(folder).expanduser()
         if not (path / "run.json").exists():
             raise ValueError(f"{path} is not a run folder (no run.json); give the --run_dir of a finished training run")
-        record = _read_json(path / "run.json")
+        record = _read_run(path / "run.json")
         texts = record.get("texts", FIRST_TEXTS)
         if texts != TEMPLATE_VERSION and not any_texts:
             raise ValueError(f"{path} must have prompts in the words of version {TEMPLATE_VERSION} of the texts; it "
@@ -198,7 +200,7 @@ class RunFolder:
         """Start or go on with a stage: output that lies there from other settings or inputs is deleted first, but for
         :data:`ANSWERS` of an evaluation, which takes those that are its own."""
         path = self.path / "claims.json"
-        claims = _read_json(path) if path.exists() else {}
+        claims = read_json(path, _FIX) if path.exists() else {}
         key = self.key(stage)
         if claims.get(stage) != key:
             self.clear(stage, but=ANSWERS if stage == "evaluate" else ())
@@ -206,8 +208,7 @@ class RunFolder:
             write_json(path, claims)
 
     def _stages(self) -> dict[str, Any]:
-        path = self.path / "stages.json"
-        return _read_json(path) if path.exists() else {}
+        return read_stages(self.path, _FIX)
 
     def result(self, stage: str) -> dict[str, Any]:
         """What a finished stage reported.
@@ -266,5 +267,23 @@ def config_from_plain(plain: dict[str, Any]) -> TrainConfig:
     return from_plain(TrainConfig, plain, "run.json holds settings of another version")
 
 
-def _read_json(path: Path) -> Any:
-    return read_json(path, "delete the run folder or restore the file")
+def read_stages(folder: Path, fix: str) -> dict[str, Any]:
+    """By stage, what is kept of those that have finished in a run folder.
+
+    Args:
+        folder: of the run.
+        fix: what to do about a damaged file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = folder / "stages.json"
+    done = read_json(path, fix) if path.exists() else {}
+    other = [name for name, entry in done.items() if not isinstance(entry, dict)]
+    if other:
+        raise ValueError(f"{path} must have an object for each stage; got another value for {', '.join(other)}; {fix}")
+    return done
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    return read_json(path, _FIX, config=dict)

@@ -148,11 +148,14 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     plain = yaml.safe_load(own.read_text())
     plain["experiments"][2]["seeds"] = [0]
     own.write_text(yaml.safe_dump(plain))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "evidence_x.json").write_text("{}")
     for argv, reason in (([], "a list must be given"), ([str(tmp_path / "no.yaml")], "no.yaml"),
                          ([str(path), "--jobs", "0"], "--jobs must be in 1.."),
                          ([str(path), "--only", "nothing"], "--only must name experiments of the list"),
                          ([str(own), "--only", "search", "--seeds", "3"], "--only and --seeds must leave something"),
-                         (["--report", "--results", str(tmp_path)], "needs result files")):
+                         (["--report", "--results", str(tmp_path)], "needs result files"),
+                         (["--report", "--results", str(tmp_path / "damaged")], "evidence_x.json must have a text")):
         assert experiments(argv) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ") and reason in line

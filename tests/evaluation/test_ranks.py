@@ -19,6 +19,7 @@ from r2rec_jax.evaluation.ranks import (
     from_predictions,
     from_scores,
     read_ranks,
+    read_settings_beside,
     write_ranks,
 )
 from r2rec_jax.evaluation.summary import by_popularity, by_position, position_p, summarize_ranks
@@ -46,6 +47,16 @@ def test_records_survive_the_file(tmp_path):
     first, second = (json.loads(line) for line in path.read_text().splitlines()[:2])
     assert (first["rank"], first["full_rank"]) == (3, 41)
     assert (second["rank"], second["full_rank"], second["target_edges"]) == (None, None, None)
+
+
+def test_settings_beside_are_settings(tmp_path):
+    path = tmp_path / "ranks.jsonl"
+    write_ranks(path, [record(0)], {"answers": 2})
+    assert read_settings_beside(path) == {"answers": 2}
+    beside = path.with_suffix(".json")
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"settings": []}))
+    with pytest.raises(ValueError, match=r"ranks\.json must have an object 'settings'; got a list; delete it"):
+        read_settings_beside(path)
 
 
 def test_damaged_files_are_named(tmp_path):

@@ -105,6 +105,22 @@ def test_a_list_that_is_none(tmp_path: Path) -> None:
             read_list(path)
 
 
+@pytest.mark.parametrize(("changes", "reason"), [
+    ({"experiments": 5}, "Expected a .*Sequence.*Got value: 5"), ({"experiments": ["a"]}, "experiments"),
+    ({"experiments": None}, "experiments must have a value; got none"),
+    ({"seeds": None}, "seeds must have a value; got none"), ({"set": [1]}, "Expected a .*Mapping"),
+    ({"experiments": [{"name": "a", "systems": None, "reuse": None}]}, "systems, reuse must have a value; got none"),
+])
+def test_a_list_of_another_shape_is_refused(tmp_path: Path, changes: dict, reason: str) -> None:
+    with pytest.raises(BadInput, match=reason):
+        read_list(write_list(tmp_path, **changes))
+
+
+def test_an_empty_set_sets_nothing(tmp_path: Path) -> None:
+    asked = read_list(write_list(tmp_path, set=None, experiments=[{"name": "a", "set": None, "against": None}]))
+    assert asked.set == {} == asked.experiments[0].set and asked.experiments[0].against is None
+
+
 @pytest.mark.parametrize("names", [["popularity", "netflix"], ["ease", "ease"]])
 def test_classical_models_of_a_list_are_known(tmp_path: Path, names: list[str]) -> None:
     path = write_list(tmp_path, baselines=names)

@@ -54,6 +54,14 @@ def test_everything_that_is_the_same_is_taken(tmp_path: Path) -> None:
     assert donor.is_done("grpo") and (donor.folder("sft") / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(("name", "text"), [("run.json", "{}"), ("stages.json", '{"prepare": 3}')])
+def test_a_damaged_file_of_another_run_is_named(tmp_path: Path, name: str, text: str) -> None:
+    donor = make_run(tmp_path / "a", TAKEN)
+    (donor.path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"a/{name} must have an object .*; .*leave the folder out of --reuse$"):
+        reuse_stages(make_run(tmp_path / "b"), TAKEN, [str(donor.path)])
+
+
 def test_how_often_is_saved_there_does_not_matter(tmp_path: Path) -> None:
     make_run(tmp_path / "a", TAKEN, sft=SftConfig(checkpoint_every=3))
     run = make_run(tmp_path / "b")

@@ -56,6 +56,24 @@ def test_other_settings_are_refused_by_name(tmp_path):
         open_run(config(tmp_path, sft=SftConfig(lr=1e-4)))
 
 
+@pytest.mark.parametrize(("name", "text", "reason"), [
+    ("run.json", "[]", r"run\.json must be a JSON object; got a list"),
+    ("run.json", "{}", r"run\.json must have an object 'config'; got none"),
+    ("stages.json", "[]", r"stages\.json must be a JSON object; got a list"),
+    ("stages.json", '{"prepare": 3}', r"stages\.json must have an object for each stage; got .* for prepare"),
+    ("claims.json", "[]", r"claims\.json must be a JSON object; got a list"),
+])
+def test_files_of_another_shape_are_named(tmp_path, name, text, reason):
+    run = open_run(config(tmp_path))
+    finish(run, "prepare")
+    (run.path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{reason}; delete the run folder or restore the file$"):
+        finish(open_run(config(tmp_path)), "thoughts")
+    if name == "run.json":
+        with pytest.raises(ValueError, match=reason):
+            RunFolder.existing(run.path)
+
+
 def test_settings_of_stages_not_begun_may_change(tmp_path):
     finish(open_run(config(tmp_path)), "prepare", "thoughts", "pretrain", "sft")
     run = open_run(config(tmp_path, grpo=GrpoConfig(lr=1e-4)))

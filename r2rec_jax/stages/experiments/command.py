@@ -117,6 +117,12 @@ def _write(asked: ExperimentList, trials: Sequence[Trial], baselines: Sequence[T
         write_json(out, found)
 
 
+_PARTS: dict[str, type] = {"name": str, "title": str, "what": str, "list": str} | dict.fromkeys(
+    ("experiments", "rows", "significance", "variants", "searches", "curves", "breakdowns", "diagnostics", "status",
+     "runs"), list)
+"""What a report is made of."""
+
+
 def report(results: str, out: str) -> None:
     """Write the report of all result files, and two plots a file beside them.
 
@@ -129,7 +135,7 @@ def report(results: str, out: str) -> None:
         raise ValueError(f"--report needs result files evidence_<name>.json; {folder} has none; run a list first")
     parts: list[tuple[dict[str, Any], str, dict[str, str]]] = []
     for file in files:
-        found = read_json(file, "run its list again")
+        found = read_json(file, "run its list again", **_PARTS)
         plots = {}
         if found["curves"]:
             plots["rewards"] = plot_rewards(found, file.with_name(f"{file.stem}_rewards.png"))

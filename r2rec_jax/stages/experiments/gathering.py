@@ -143,7 +143,7 @@ def _check_left(trial: Trial, exam: Mapping[str, Any]) -> None:
     if missing:
         raise ValueError(f"{missing[0]} must be there, {trial.name} with seed {trial.seed} has left it; "
                          f"{_again(trial)}")
-    result, own = read_json(exam["results"], _SAME), trial.config.evaluate
+    result, own = read_json(exam["results"], _SAME, settings=dict, rows=list), trial.config.evaluate
     wanted = replace(own, split=trial.order["split"], method=exam["method"], chains=exam["chains"])
     settings = wanted.answer_settings(own.negatives or trial.config.data.negatives) | {"users": len(exam["queries"])}
     given = result["settings"] | {name: result["rows"][0][name] for name in ("negatives", "users")}

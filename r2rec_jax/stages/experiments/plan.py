@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +136,32 @@ def read_list(path: str | Path) -> ExperimentList:
         raise BadInput(f"the list must be a YAML file; {path}: {one_line(error, None)}") from None
     if not isinstance(plain, dict):
         raise BadInput(f"the list must be a YAML file with a name, a title and experiments; {path} is none")
+    entries = plain.get("experiments")
+    entries = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
     known = Experiment.__dataclass_fields__  # jsonargparse drops what a dataclass within a list does not have
-    for entry in plain.get("experiments") or ():
-        unknown = sorted(map(str, entry.keys() - known.keys())) if isinstance(entry, dict) else []
+    for entry in entries:
+        unknown = sorted(map(str, entry.keys() - known.keys()))
         if unknown:
             raise BadInput(f"{path}: an experiment has {', '.join(known)}; got {', '.join(unknown)}")
+    for kind, entry in ((ExperimentList, plain), *((Experiment, entry) for entry in entries)):
+        _fill_empty(kind, entry, str(path))
     asked = from_plain(ExperimentList, plain, str(path))
     if asked.baselines:
         check_names(asked.baselines, f"{path}: baselines")
     return asked
+
+
+def _fill_empty(kind: type[Any], plain: dict[str, Any], what: str) -> None:
+    """An empty ``set`` sets nothing; nothing else may be empty that has a value (jsonargparse would let it pass).
+
+    Raises:
+        BadInput: something is (names it).
+    """
+    if plain.get("set", ...) is None:
+        plain["set"] = {}
+    empty = [field.name for field in fields(kind) if field.default is not None and plain.get(field.name, ...) is None]
+    if empty:
+        raise BadInput(f"{what}: {', '.join(empty)} must have a value; got none; give one, or leave it out")
 
 
 def root_of(asked: ExperimentList) -> Path:

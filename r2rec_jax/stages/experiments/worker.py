@@ -106,7 +106,7 @@ def run(argv: Sequence[str] | None) -> None:
     if cpus:
         os.sched_setaffinity(0, cpus)  # before XLA counts them
     folder = Path(name)
-    task = read_json(folder / "task.json", "start the list again")
+    task = read_json(folder / "task.json", "start the list again", key=str, order=dict)
     end_with(int(parent))
     with alone(folder):
         started = time.monotonic()
