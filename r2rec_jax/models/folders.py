@@ -52,8 +52,7 @@ def new_folder(out: str | Path, *, replace: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = beside(path, "tmp"), beside(path, "old")
     with held(beside(path, "lock"), str(path), "wait for it or choose another place", remove=True):
-        if old.exists() and not path.exists():
-            os.rename(old, path)  # killed between the two renames below
+        _put_back(old, path)  # killed between the two renames below
         for left in (temporary, old):
             if left.exists():
                 say(f"{path}: an earlier write was interrupted; deleting {left.name}")
@@ -67,8 +66,15 @@ def new_folder(out: str | Path, *, replace: bool = False) -> Iterator[Path]:
             os.rename(temporary, path)
             sync(path.parent)
         finally:
+            _put_back(old, path)  # stopped between them
             for left in (temporary, old):
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """Give a folder that was put away its name again, if nothing has taken its place."""
+    if old.exists() and not path.exists():
+        os.rename(old, path)
 
 
 def delete_folder(folder: Path) -> None:
