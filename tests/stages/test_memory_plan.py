@@ -137,7 +137,9 @@ def test_what_cannot_be_planned_is_one_line(capsys) -> None:
     for more, message in ((["--backbone.source", "some/thing"], "needs the backbone's config.json"),
                           (["--plan_lengths", "[0, 5]"], "must be two lengths >= 1"),
                           (["--plan_items", "5"], "got 5 without item_tokens"),
-                          (["--parallel.fsdp=3", "--plan_devices=4"], "a divisor of the 4 devices")):
+                          (["--parallel.fsdp=3", "--plan_devices=4"], "a divisor of the 4 devices"),
+                          (["--plan_devices=0"], "a divisor of the 0 devices"),
+                          (["--plan_devices=-3"], "a divisor of the -3 devices")):
         assert train(["--plan", *more]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1

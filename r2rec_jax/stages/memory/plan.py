@@ -256,8 +256,9 @@ def run_plan(config: TrainConfig, arguments: Any) -> dict[str, Any]:
     if items is not None and (items < 1 or not tokens):
         raise ValueError(f"--plan_items must be >= 1, and items must be tokens; got {items}"
                          + " without item_tokens" * (not tokens))
+    count = arguments["plan_devices"]
     hf_config = {**hf_config, "vocab_size": hf_config["vocab_size"] + (items or 0)}
-    plan = make_plan(config, hf_config, arguments["plan_devices"] or fixed, asked == "cpu", lengths)
+    plan = make_plan(config, hf_config, fixed if count is None else count, asked == "cpu", lengths)
     devices = list(DEVICES) if asked == "all" else [] if asked == "cpu" else [asked]
     print(show(plan, devices))
     if tokens and items is None:
