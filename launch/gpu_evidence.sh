@@ -32,8 +32,13 @@ from r2rec_jax.stages.experiments.plan import read_list, root_of
 sys.exit(run_entry(lambda argv: print(root_of(read_list(argv[0]))), sys.argv[1:]))' "$list") || exit 2
 
 if [ -n "$from" ] && [ ! -d "$root" ]; then
-  mkdir -p "$root"
-  cat "$from"/runs.tar.gz.* | tar -C "$root" -xzf - || refuse "FROM must hold runs.tar.gz.*; $from has none or damaged"
+  # Beside their place: half of them there would be taken for all by the next start.
+  rm -rf "$root.from" && mkdir -p "$root.from" || exit 2
+  if ! cat "$from"/runs.tar.gz.* | tar -C "$root.from" -xzf -; then
+    rm -rf "$root.from"
+    refuse "FROM must hold runs.tar.gz.aa, .ab, ... whole; '$from' has none, or a part is missing or damaged"
+  fi
+  mv "$root.from" "$root" || exit 2
 fi
 
 # Without a GPU to be had an experiment fails at once instead of spending the time on the CPU.

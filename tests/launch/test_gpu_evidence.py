@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -88,6 +89,29 @@ def test_a_signal_reaches_the_program_and_what_there_is_is_handed_over(tmp_path:
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert left == ["runs.tar.gz.aa", "so-far"], "no part of an earlier start"
     assert archived(tmp_path / "out"), "and it can be unpacked"
+
+
+@pytest.mark.slow
+def test_after_a_refused_archive_the_right_one_is_unpacked(tmp_path: Path) -> None:
+    """Refused: a folder that is not there, and one that lacks a part. Neither leaves anything behind."""
+    write_list(tmp_path, experiments=SHORT, baselines=[])
+    kept, earlier = tmp_path / "kept" / "main" / "seed-0" / "answers.bin", tmp_path / "earlier"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(random.Random(0).randbytes(100_000))
+    earlier.mkdir()
+    with tarfile.open(tmp_path / "whole.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "kept", ".")
+    whole = (tmp_path / "whole.tar.gz").read_bytes()
+    (earlier / "runs.tar.gz.aa").write_bytes(whole[:60_000])
+    for wrong in (tmp_path / "nowhere", earlier):
+        refused = start(tmp_path, FROM=str(wrong))
+        assert refused.returncode == 2 and "error: FROM must hold" in refused.stderr.splitlines()[-1]
+        assert not list(tmp_path.glob("runs*")) and not (tmp_path / "out").exists()
+
+    (earlier / "runs.tar.gz.ab").write_bytes(whole[60_000:])
+    assert start(tmp_path, FROM=str(earlier), MINUTES="0.01").returncode == 75
+    assert (tmp_path / "runs" / "main" / "seed-0" / "answers.bin").read_bytes() == kept.read_bytes()
+    assert "answers.bin" in archived(tmp_path / "out") and not (tmp_path / "runs.from").exists()
 
 
 @pytest.mark.parametrize(("settings", "reason"), [
