@@ -7,8 +7,8 @@
 # LIST       the list                          (configs/evidence/smollm2_1m.yaml)
 # MINUTES    that it may take; a step that is under way is ended and saved, which takes as long as a step, and at most
 #            five and a half minutes    (60)
-# RESULTS    folder of the result files        (results)
-# OUT        folder for what must outlive the machine: the result files, and the runs in runs.tar.gz.aa, .ab, ...; until
+# RESULTS    folder of the result file         (results)
+# OUT        folder for what must outlive the machine: the result file, and the runs in runs.tar.gz.aa, .ab, ...; until
 #            all is done also so-far/, logs, metrics and results of the runs under way, written anew every 45 seconds
 # KEEP       of the runs: small (results, answers, metrics, logs: enough for the report; what is done stays done, but what
 #            builds on it trains its stages again), or all (what was trained too, but for checkpoints of a finished
@@ -26,10 +26,14 @@ keep=${KEEP:-small} from=${FROM:-} python=${PYTHON:-.venv/bin/python}
 refuse() { echo "error: $1" >&2; exit 2; }
 [[ $minutes =~ ^[0-9]+([.][0-9]+)?$ ]] || refuse "MINUTES must be a number; got '$minutes'"
 [[ $keep == small || $keep == all ]] || refuse "KEEP must be small or all; got '$keep'"
-root=$("$python" -c 'import sys
+told=$("$python" -c 'import sys
 from r2rec_jax.stages.cli import run_entry
 from r2rec_jax.stages.experiments.plan import read_list, root_of
-sys.exit(run_entry(lambda argv: print(root_of(read_list(argv[0]))), sys.argv[1:]))' "$list") || exit 2
+def tell(argv):
+    asked = read_list(argv[0])
+    print(asked.name, root_of(asked), sep="\n")
+sys.exit(run_entry(tell, sys.argv[1:]))' "$list") || exit 2
+result=$results/evidence_${told%%$'\n'*}.json root=${told#*$'\n'}
 
 if [ -n "$from" ] && [ ! -d "$root" ]; then
   # Beside their place: half of them there would be taken for all by the next start.
@@ -52,7 +56,7 @@ timeout --signal=TERM --kill-after=330 "$(awk "BEGIN { print $minutes * 60 }")" 
 program=$!
 so_far() { # what can be read of runs under way, should the machine end before this script
   mkdir -p "$out/so-far"
-  cp "$results"/evidence_*.json "$out/" 2>/dev/null
+  cp "$result" "$out/" 2>/dev/null
   [ ! -d "$root" ] || (cd "$root" && find . \( -name log.txt -o -name failed.json -o -path '*/run/metrics.jsonl' -o \
     -path '*/run/evaluate/results-*.json' \) -print0 | tar --null -T - -cf -) | tar -C "$out/so-far" -xf -
 }
@@ -77,7 +81,7 @@ fi
 
 if [ -n "$out" ]; then
   mkdir -p "$out" || exit 2
-  cp "$results"/evidence_*.json "$out/" 2>/dev/null || echo "no result file yet"
+  cp "$result" "$out/" 2>/dev/null || echo "no result file yet"
   left_out=(--exclude='*/run/tensorboard' --exclude='*/lock')
   if [ "$keep" = all ]; then
     while read -r stage; do # its product is whole, so nothing goes on from its checkpoints

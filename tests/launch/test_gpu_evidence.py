@@ -74,6 +74,8 @@ def test_a_signal_reaches_the_program_and_what_there_is_is_handed_over(tmp_path:
     write_list(tmp_path, experiments=SHORT, baselines=[])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "runs.tar.gz.ab").write_bytes(b"of an earlier start")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "evidence_other.json").write_text("{}")
     listening = ["env", "--default-signal=INT"]  # under nohup, and behind &, SIGINT is ignored
     with subprocess.Popen([*listening, str(SCRIPT)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           env=environment(tmp_path, EVERY="0.3")) as script:
@@ -87,7 +89,7 @@ def test_a_signal_reaches_the_program_and_what_there_is_is_handed_over(tmp_path:
         said = script.stdout.read()
         assert script.wait(60) == 75 and "stopped by SIGTERM" in said and "stopped when asked to" in said
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert left == ["runs.tar.gz.aa", "so-far"], "no part of an earlier start"
+    assert left == ["runs.tar.gz.aa", "so-far"], "no part of an earlier start, and no other list's result file"
     assert archived(tmp_path / "out"), "and it can be unpacked"
 
 
