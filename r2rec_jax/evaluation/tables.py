@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -121,17 +122,32 @@ def own_code() -> tuple[str, bool | None]:
 
 
 def git_state(folder: Path) -> tuple[str, bool | None]:
-    """(commit, dirty) of the checkout that ``folder`` is the root of; ("unknown", None) where it is none.
+    """(commit, dirty) of the checkout that ``folder`` is the root of, or of the one that its image was built from.
 
     Only the root counts: an installed package inside somebody else's checkout has no commit of its own. Files under
-    ``results/`` do not make a checkout dirty, since programs write them.
+    ``results/`` do not make a checkout dirty, since programs write them. Where there is no checkout, ``R2REC_COMMIT``
+    names what ``launch/Dockerfile`` built from; without it the state is ("unknown", None).
+
+    Raises:
+        ValueError: ``R2REC_COMMIT`` is needed and no commit.
     """
     root = _git(folder, "rev-parse", "--show-toplevel")
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
     if root is None or commit is None or Path(root).resolve() != folder.resolve():
-        return "unknown", None
+        return _built_from("" if (folder / ".git").exists() else os.environ.get("R2REC_COMMIT", ""))
     status = _git(folder, "status", "--porcelain", "--", ".", ":(exclude)results")
     return commit, None if status is None else bool(status)
+
+
+def _built_from(commit: str) -> tuple[str, bool | None]:
+    """:func:`git_state` as an image was told of it: 40 hex digits, and ``-dirty`` behind them where it was."""
+    if not commit:
+        return "unknown", None
+    found = re.fullmatch("([0-9a-f]{40})(-dirty)?", commit)
+    if found is None:
+        raise ValueError(f"R2REC_COMMIT must be a commit's 40 hex digits, or these and -dirty; got {commit!r}; build "
+                         "the image as launch/Dockerfile says, or unset it")
+    return found[1], found[2] is not None
 
 
 def versions() -> dict[str, str]:

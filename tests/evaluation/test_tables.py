@@ -14,6 +14,11 @@ ROW = {"system": "sft+grpo", "dataset": "ml-100k", "negatives": "uniform", "spli
        "users": 300, "hr@1": 0.25, "hr@3": 0.5, "ndcg@3": 0.4, "valid_rate": 0.987, "seconds_per_user": 1.234}
 
 
+@pytest.fixture(autouse=True)
+def outside_an_image(monkeypatch):
+    monkeypatch.delenv("R2REC_COMMIT", raising=False)
+
+
 def git(folder, *arguments):
     subprocess.run(["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True,
                    capture_output=True)
@@ -104,6 +109,27 @@ def test_git_state_follows_the_checkout(tmp_path):
     assert git_state(tmp_path) == (commit, False)
     (tmp_path / "code.py").write_text("a = 2\n")
     assert git_state(tmp_path) == (commit, True)
+
+
+def test_an_image_is_of_the_commit_that_it_was_told_of(tmp_path, monkeypatch):
+    monkeypatch.setenv("R2REC_COMMIT", "0123456789" * 4)
+    assert git_state(tmp_path) == ("0123456789" * 4, False)
+    monkeypatch.setenv("R2REC_COMMIT", "0123456789" * 4 + "-dirty")
+    assert git_state(tmp_path) == ("0123456789" * 4, True)
+    for unknown in ("v1.0", "0123456", "HEAD-dirty", "0123456789" * 4 + "-dirty\n"):
+        monkeypatch.setenv("R2REC_COMMIT", unknown)
+        with pytest.raises(ValueError, match=r"R2REC_COMMIT must be a commit's 40 hex digits.* build the image as"):
+            git_state(tmp_path)
+    monkeypatch.setenv("R2REC_COMMIT", "")
+    assert git_state(tmp_path) == ("unknown", None)
+
+
+def test_a_checkout_is_asked_and_not_the_image_around_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("R2REC_COMMIT", "0123456789" * 4)
+    git(tmp_path, "init", "-q")
+    assert git_state(tmp_path) == ("unknown", None)
+    git(tmp_path, "commit", "-qm", "one", "--allow-empty")
+    assert git_state(tmp_path)[0] not in ("unknown", "0123456789" * 4)
 
 
 def test_a_package_inside_another_checkout_has_no_commit(tmp_path):

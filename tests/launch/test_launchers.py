@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from r2rec_jax.config import TrainConfig
+from r2rec_jax.evaluation.tables import git_state
 from r2rec_jax.stages.cli import add_train_config, make_parser, parse_train_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,6 +229,28 @@ def _check_command(jobset: Mapping[str, Any], job: Mapping[str, Any], container:
 def _check_slice(labels: Mapping[str, str], container: Mapping[str, Any], hosts: int) -> None:
     chips = prod(map(int, labels["cloud.google.com/gke-tpu-topology"].split("x")))
     assert container["resources"]["limits"]["google.com/tpu"] * hosts == chips
+
+
+def test_the_image_is_told_of_the_state_of_its_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the line above each build command, in a clean checkout, with a new result, and with a new module."""
+    found = [re.findall(r"^#   (COMMIT=.*)$", path.read_text(), re.M) for path in (LAUNCH / "Dockerfile", *JOBSETS)]
+    assert len(found) == 3 and found[0] == found[1] == found[2]
+    checkout, image = tmp_path / "checkout", tmp_path / "image"
+    (checkout / "results").mkdir(parents=True)
+    image.mkdir()
+    for arguments in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one",
+                                       "--allow-empty"]):
+        subprocess.run(["git", "-C", str(checkout), *arguments], check=True)
+    states = []
+    for new in (None, "results/tiny.json", "code.py"):
+        if new:
+            (checkout / new).write_text("{}")
+        told = subprocess.run(["bash", "-euc", f'{found[0][0]}; printf %s "$COMMIT"'], cwd=checkout, check=True,
+                              capture_output=True, text=True).stdout
+        monkeypatch.setenv("R2REC_COMMIT", told)
+        states.append(git_state(image))
+        assert states[-1] == git_state(checkout)
+    assert [dirty for _, dirty in states] == [False, False, True]
 
 
 def test_the_image_takes_extras_that_exist() -> None:
