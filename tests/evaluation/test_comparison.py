@@ -121,6 +121,22 @@ def test_tests_pair_by_draw_and_query_and_average_training_seeds():
     assert first.wilcoxon == pytest.approx(wilcoxon_p(ease, sft))
 
 
+def test_of_several_draws_users_are_resampled_and_not_pairs():
+    ease, sft = ([make_run(name, skill, seed=seed) for seed in (0, 1)] for name, skill in (("ease", 0.3), ("sft", 0.6)))
+    tests = compare_systems(check_block(one_block(*ease, *sft)), draws=500)
+    records = [[record for run in runs for record in sorted(run.records, key=lambda r: r.query_id)]
+               for runs in (ease, sft)]
+    owners = [record.user_id for record in records[0]]
+    assert len(tests) == len(TESTED)
+    for test in tests:
+        a, b = (TESTED[test.metric]([record.rank for record in own]) for own in records)
+        expected = paired_bootstrap(a, b, users=owners, draws=500)
+        assert (test.split_seeds, test.users, test.pairs) == ((0, 1), 60, 120)
+        assert (test.difference, test.low, test.high, test.p) == pytest.approx(
+            (expected.difference, expected.low, expected.high, expected.p))
+        assert test.wilcoxon == pytest.approx(wilcoxon_p(a, b, users=owners))
+
+
 def test_holm_takes_all_pairs_of_a_metric():
     runs = [make_run(name, skill, users=400) for name, skill in (("ease", 0.5), ("sasrec", 0.5), ("caser", 0.7))]
     tests = compare_systems(one_block(*runs), draws=2000)
