@@ -170,6 +170,15 @@ def test_user_without_neighbour_gets_none_and_seeds_matter() -> None:
     assert first != second
 
 
+def test_queries_of_one_user_have_draws_of_their_own() -> None:
+    """Item 5, visible to the later query alone, is nobody else's: both have the same chains to draw from."""
+    events = [(u, i, 4, 1 + i) for u in range(4) for i in range(5)] + [(0, 5, 4, 6), (0, 6, 4, 7)]
+    dataset, mask = make_dataset(events, n_users=4), np.ones(len(events), bool)
+    assert list_chains(dataset, mask, 0, 5, False) == list_chains(dataset, mask, 0, 6, False)
+    first, second = sample_chains(build(dataset, mask), dataset, [0, 0], [5, 6], chains=5, seed=0)
+    assert len(first) == len(second) == 5 and first != second
+
+
 def test_own_events_need_not_be_edges_but_the_neighbours_must() -> None:
     """At test time the validation item is visible history of the user, and invisible in everybody else's graph."""
     dataset = make_dataset([(0, 0, 5, 1), (0, 1, 5, 2), (0, 2, 5, 3), (1, 0, 4, 1), (1, 1, 3, 2)])
