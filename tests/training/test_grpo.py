@@ -199,15 +199,14 @@ def test_without_a_reference_no_kl_is_told(tiny, prompts, tmp_path, checkpoints)
     assert all("entropy" in row and "kl" not in row for row in rows)
 
 
-@pytest.mark.parametrize("changes", [{"loss": "dapo", "scale_rewards": "none"}, {"loss": "dr_grpo", "beta": 0.0},
-                                     {"loss": "bnpo", "scale_rewards": "batch"},
-                                     {"importance": "sequence", "sampler_cap": 2.0, "iterations": 2},
-                                     {"mask_truncated": True, "epsilon_high": 0.3, "micro_prompts": 2}])
-def test_every_option_runs_and_changes_the_result(tiny, prompts, tmp_path, checkpoints, trees_equal, changes):
-    plain = run(tiny, prompts, tmp_path, checkpoints, "plain", dataclasses.replace(CONFIG, steps=1))[0]
-    other = run(tiny, prompts, tmp_path, checkpoints, "other", dataclasses.replace(CONFIG, steps=1, **changes))[0]
-    assert not trees_equal(plain.params, other.params)
-    assert other.skipped == 0
+@pytest.mark.parametrize("changes", [{"loss": "bnpo", "scale_rewards": "batch", "mask_truncated": True},
+                                     {"importance": "sequence", "sampler_cap": 2.0, "iterations": 2}])
+def test_a_step_takes_options_together(tiny, prompts, tmp_path, checkpoints, changes):
+    """What each does is in test_options.py. With bnpo a group's weight depends on its pass, so no signal is told."""
+    config = dataclasses.replace(CONFIG, steps=1, **changes)
+    trained, _, (rows, _) = run(tiny, prompts, tmp_path, checkpoints, "together", config)
+    assert trained.skipped == 0 and rows[0]["grad_norm"] > 0
+    assert ("grad_signal" in rows[0]) == ("loss" not in changes)
 
 
 def test_micro_batches_of_prompts_are_one_update(tiny, prompts, tmp_path, checkpoints):
