@@ -213,7 +213,7 @@ class GrpoConfig:
     Attributes:
         epochs: passes over the RL queries (*paper*: 1).
         group_size: completions a prompt, G (*reconstructed*: 8).
-        prompts_per_step: prompts an update (*reconstructed*: 8).
+        prompts_per_step: prompts a step (*reconstructed*: 8).
         micro_prompts: prompts a pass, on each device that ``parallel`` gives rows of its own; gradients accumulate.
         lr: AdamW learning rate (*paper*: 5e-6).
         warmup: fraction of the updates with a linear warm-up.

@@ -82,11 +82,6 @@ class Updates:
         state, values = self.update(state, total)
         return state, {name: float(value) for name, value in jax.device_get(values).items()}
 
-    @property
-    def compilations(self) -> int:
-        """Programs compiled so far, over all shapes."""
-        return self.zeros.compilations + self.gradient.compilations + self.update.compilations
-
 
 def signal_and_noise(grad_norm: float, pass_squares: float, counts: Sequence[int]) -> tuple[float, float] | None:
     """What of an update's squared gradient norm its examples have in common, and what is their scatter.

@@ -138,7 +138,7 @@ def test_the_adapter_is_no_constant_of_the_compiled_step(tiny, make_examples):
     doubled = jax.tree.map(lambda x: 2 * x, model.base)
     _, values = updates.run(init_state(lora, optimizer), doubled, sft_passes(pack_update(examples, shapes, 2)))
     assert len({*losses, values["loss"]}) == 3
-    assert updates.compilations == 3, "accumulator, gradient and optimiser, once each"
+    assert [program.compilations for program in (updates.zeros, updates.gradient, updates.update)] == [1, 1, 1]
 
 
 def test_a_second_update_of_the_same_shape_compiles_nothing(tiny, make_examples):
