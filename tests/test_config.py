@@ -49,11 +49,10 @@ def test_validation_queries_must_be_drawn_to_be_evaluated() -> None:
 def test_no_more_are_evaluated_than_there_are(split, count: str) -> None:
     data = DataConfig(eval_users=40, validation_users=30, sft_queries=20, rl_queries=10)
     there = getattr(data, count)
-    with pytest.raises(ValueError, match=rf"^evaluate\.users must be <= data\.{count}, {there} "
-                                         rf"\(the {split} queries\); got {there + 1}$"):
-        TrainConfig(data=data, evaluate=EvaluateConfig(split=split, users=there + 1))
+    with pytest.raises(ValueError, match=rf"^evaluate\.users must be <= data\.{count}, {there}; got {there + 1}$"):
+        TrainConfig(data=data, evaluate=EvaluateConfig(users=there + 1)).check_users(split)
     for users in (there, None):
-        TrainConfig(data=data, evaluate=EvaluateConfig(split=split, users=users))
+        TrainConfig(data=data, evaluate=EvaluateConfig(users=users)).check_users(split)
 
 
 @pytest.mark.parametrize("systems", [[], ["sft", "sft"]])
@@ -68,11 +67,12 @@ def test_completions_leave_room_for_a_prompt() -> None:
         (stage,) = changes
         reason = rf"^{stage}\.max_new_tokens must be < 1200, the backbone's positions .*; got 1200$"
         with pytest.raises(ValueError, match=reason):
-            TrainConfig(backbone=tiny, **changes)
-        with pytest.raises(ValueError, match=reason):  # of another backbone when it is loaded
+            TrainConfig(backbone=tiny, **changes).check_positions()
+        with pytest.raises(ValueError, match=reason):
             TrainConfig(**changes).check_positions(1200)
         TrainConfig(**changes).check_positions(1201)
-    TrainConfig(backbone=tiny, evaluate=EvaluateConfig(max_new_tokens=1200, method="likelihood"))
+        TrainConfig(**changes).check_positions()  # which are not known yet
+    TrainConfig(backbone=tiny, evaluate=EvaluateConfig(max_new_tokens=1200, method="likelihood")).check_positions()
 
 
 @pytest.mark.parametrize("changes", [{"sft": SftConfig(max_grad_norm=math.inf)}, {"grpo": GrpoConfig(lr=math.inf)}])

@@ -91,12 +91,6 @@ class TrainConfig:
                "<= data.candidates", self.prompts.answer.top)
         check(self.evaluate.split != "validation" or self.data.validation_users >= 1, "data.validation_users",
                ">= 1 when evaluate.split is 'validation'", self.data.validation_users)
-        count = COUNTS[self.evaluate.split]
-        frozen = getattr(self.data, count)
-        check(self.evaluate.users is None or self.evaluate.users <= frozen, "evaluate.users",
-              f"<= data.{count}, {frozen}", self.evaluate.users, f"the {self.evaluate.split} queries")
-        if self.backbone.source == "tiny":
-            self.check_positions(self.backbone.tiny.max_positions)
         check(self.prompts.chains or self.prompts.thoughts != "prompt", "prompts.thoughts",
                "completion or none when prompts.chains is false", self.prompts.thoughts,
                "a prompt shows thoughts with its chains, and a teacher would write them for nothing")
@@ -114,15 +108,30 @@ class TrainConfig:
                "false for a table without data.table.timestamp", self.graph.before_target,
                "rows of a file do not say which of two users' events is older")
 
-    def check_positions(self, positions: int) -> None:
-        """Make sure that completions leave room for a prompt, however short.
+    def check_users(self, split: str) -> None:
+        """Make sure, before hours of training, that as many queries are drawn as are to be evaluated.
+
+        Raises:
+            ValueError: the split has fewer.
+        """
+        count = COUNTS[split]
+        drawn = getattr(self.data, count)
+        check(drawn >= 1, f"data.{count}", f">= 1 to evaluate {split} queries", drawn)
+        check((self.evaluate.users or 1) <= drawn, "evaluate.users", f"<= data.{count}, {drawn}", self.evaluate.users)
+
+    def check_positions(self, positions: int | None = None) -> None:
+        """Make sure, before hours of training, that completions leave room for a prompt, however short.
 
         Args:
-            positions: of the backbone, in tokens.
+            positions: of the backbone, in tokens; None takes those of ``tiny``. Others have to be loaded first.
 
         Raises:
             ValueError: those of a stage do not.
         """
+        if positions is None:
+            if self.backbone.source != "tiny":
+                return
+            positions = self.backbone.tiny.max_positions
         limits = {"grpo": self.grpo.max_new_tokens}
         if self.evaluate.method == "generate":
             limits["evaluate"] = self.evaluate.max_new_tokens

@@ -58,6 +58,7 @@ def pretrain_stage(work: Workspace) -> dict[str, Any]:
         say(f"pretrain: longer than pretrain.max_tokens ({c.pretrain.max_tokens}) are {corpus.left_out} choices, which "
             f"are left out, and {cut}, of which the end is read")
     start = _untrained(work) if work.is_tiny else _pretrained(work)
+    c.check_positions(start.config.max_positions)
     trained = train_pretrain(
         _in_float32(work, start), corpus.phases, c.pretrain, seed=c.train_seed,
         pad_id=tokenizer.pad_within(start.config.vocab_size),
@@ -103,6 +104,7 @@ def sft_stage(work: Workspace) -> dict[str, Any]:
     # Before the weights are loaded, and by one process alone: a local teacher has its own.
     written = on_first(lambda: [asdict(example) for example in held_out_examples(work.of_first())])
     c, backbone, tokenizer = work.config, work.backbone, work.tokenizer
+    c.check_positions(backbone.config.max_positions)
     limits = Limits(c.prompts.max_tokens, c.sft.max_completion)
     examples = [make_example(tokenizer, e.example_id, e.prompt, e.completion, limits)
                 for e in read_examples(work.run.folder("thoughts") / "sft.jsonl")]
@@ -126,6 +128,7 @@ def grpo_stage(work: Workspace) -> dict[str, Any]:
     queries, held_out = work.prepared.queries["rl"], work.held_out("grpo")
     shown = shown_thoughts(work, [*queries, *held_out])  # before the weights are loaded: a local teacher has its own
     c, backbone, tokenizer = work.config, work.backbone, work.tokenizer
+    c.check_positions(backbone.config.max_positions)
     rendered = render_queries(work.prepared, [*queries, *held_out], c.prompts, tokenizer, shown)
     asked = [Example(r.query.query_id, r.chat.ids, ()) for r in rendered]
     check_fit(asked, backbone.config.max_positions, backbone.config.vocab_size, c.grpo.max_new_tokens,

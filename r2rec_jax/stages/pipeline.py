@@ -53,6 +53,9 @@ def run_stages(config: TrainConfig, stages: Sequence[str], *, overwrite: bool = 
     from r2rec_jax.rewards.functions import load_functions
 
     load_functions(config.rewards.functions)  # a wrong import path must not wait for the hours before GRPO
+    if "evaluate" in stages:
+        config.check_users(config.evaluate.split)
+    config.check_positions()
     started = time.monotonic()
     start(config.parallel)
     counted = programs()

@@ -180,7 +180,6 @@ class Workspace:
         c = self.config
         check_backend(c.backbone.attention, resolve_dtype(c.backbone.dtype))
         loaded = load_backbone(path, c.lora, c.backbone.dtype, quantize=quantize, mesh=self.mesh)
-        c.check_positions(loaded.config.max_positions)
         return replace(with_matmul_dtype(loaded, c.backbone.matmul_dtype), lora=place(loaded.lora, self.mesh))
 
     @property

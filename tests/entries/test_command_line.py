@@ -417,9 +417,16 @@ def test_the_local_teacher_is_asked_and_what_it_gives_up_is_counted(finished, da
     (["--thoughts.teacher=local"], "needs a pretrained backbone"),
     (["--backbone.source=/nowhere/model"], "/nowhere/model"),
     (["--stages=sft"], "builds on"),
+    (["--evaluate.users=9"], "evaluate.users must be <= data.eval_users, 8; got 9"),
+    (["--evaluate.split=rl", "--evaluate.users=5"], "evaluate.users must be <= data.rl_queries, 4; got 5"),
+    (["--evaluate.max_new_tokens=5000"], "evaluate.max_new_tokens must be < 4096, the backbone's positions"),
 ])
 def test_mistakes_are_one_line(data, tmp_path, capsys, more, reason):
     assert reason in refused(capsys, arguments(data, tmp_path / "run", *more))
+
+
+def test_a_run_that_is_not_evaluated_may_have_any_users(data, tmp_path):
+    assert train(arguments(data, tmp_path / "run", "--evaluate.users=9", "--stages=prepare")) == 0
 
 
 def test_an_unknown_key_in_a_file_is_named(tmp_path, capsys):

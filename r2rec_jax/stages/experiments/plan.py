@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +272,8 @@ def _resolve(asked: ExperimentList, experiment: Experiment, seed: int, run_dir: 
              for name, value in (settings | own).items()]
     try:
         config = parse_train_config(parser, ["--config", asked.config, *flags])[0]
-        replace(config, evaluate=replace(config.evaluate, split=experiment.split))  # what is evaluated must be there
+        config.check_users(experiment.split)
+        config.check_positions()
     except ValueError as error:
         raise BadInput(f"experiment {experiment.name}: {one_line(error, None)}") from None
     return config
