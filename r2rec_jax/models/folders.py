@@ -87,7 +87,8 @@ def delete_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path, depth: int = 2) -> None:
-    """Delete what killed writers left in a folder, and say so; what a live process is writing stays.
+    """Delete what killed writers left in a folder, and say so; what a live process is writing stays, and a folder that
+    was put away, and that nothing has taken the place of, has its name again.
 
     Args:
         folder: nobody else writes single files into it.
@@ -106,6 +107,11 @@ def sweep(folder: Path, depth: int = 2) -> None:
 
 def _delete_left(path: Path) -> None:
     if path.suffix == ".lock" or not path.exists():
+        return
+    place = path.with_name(path.stem.removeprefix("."))
+    if path.suffix == ".old" and not place.exists():
+        say(f"{path.parent}: an earlier write was interrupted; {place.name} is the one before it")
+        _put_back(path, place)
         return
     say(f"{path.parent}: an earlier write was interrupted; deleting {path.name}")
     if path.is_dir():

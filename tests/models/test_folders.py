@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from r2rec_jax.models.folders import new_folder
+from r2rec_jax.models.folders import new_folder, sweep
 
 
 def write(path: Path, text: str) -> None:
@@ -46,3 +46,15 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
             raise RuntimeError
         assert list(tmp_path.iterdir()) == before
         write(path, "whole")
+
+
+def test_sweeping_after_a_kill_between_two_renames_keeps_the_old_folder(tmp_path: Path) -> None:
+    path = tmp_path / "sft" / "adapter"
+    write(path, "old")
+    os.rename(path, path.with_name(".adapter.old"))
+    path.with_name(".adapter.tmp").mkdir()
+    sweep(tmp_path)
+    assert (path / "file").read_text() == "old" and list(path.parent.iterdir()) == [path]
+    path.with_name(".adapter.old").mkdir()
+    sweep(tmp_path)
+    assert (path / "file").read_text() == "old" and list(path.parent.iterdir()) == [path]
