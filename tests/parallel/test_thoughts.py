@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from r2rec_jax.train import main as train
+from tests.devices import REPOSITORY
 from tests.endpoint_server import serve
-from tests.parallel.test_layouts import REPOSITORY, processes
+from tests.parallel.processes import processes
 from tests.synthetic import SMALL, write_ml100k
 
 
