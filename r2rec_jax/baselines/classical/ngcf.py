@@ -40,7 +40,8 @@ class NGCFNetwork(Network):
         self.normalize = config.normalize
 
     def weights(self) -> list[Float[Array, "L ..."]]:
-        """W1, W2 and the bias (the program's two biases are added, so they are one)."""
+        """W1, W2 and the bias. Eq. 7 has one LeakyReLU around both terms, so that one bias is enough; the authors'
+        program has one of each a term."""
         return [self.sums[...], self.products[...], self.bias[...]]
 
     def update(self, layer: int, own: Float[Array, "N D"], received: Float[Array, "N D"], key: jax.Array | None,

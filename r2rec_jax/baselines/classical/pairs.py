@@ -131,7 +131,8 @@ def pair_loss(users: Float[Array, "U D"], items: Float[Array, "I D"], batch: Pai
 def pair_norms(users: Float[Array, "U D"], items: Float[Array, "I D"], batch: Pairs) -> Float[Array, ""]:
     """Half the squared norm of the rows that a pair touches (user, positive, mean of its negatives), mean of a batch.
 
-    This is the L2 term of LightGCN (Eq. 15) and of NGCF (Eq. 11) as their authors' programs compute it.
+    This is the L2 term of LightGCN (Eq. 15) as its authors' program computes it, and NGCF's as its Eq. 11 has it, of
+    the embeddings before propagation (the authors' program takes the propagated rows, and no weights).
     """
     others = jnp.sum(items[batch.negative] ** 2, axis=-1)
     if batch.negative.ndim == 2:
