@@ -4,31 +4,43 @@ Real material lies in ``../shared`` beside the checkout, or where ``R2REC_SHARED
 tests on a laptop and fails them when ``CI=true``. What one test or its processes have compiled is read by the next, in
 this run of the tests alone. Three quarters of the tests' time would go into compiling, so that XLA is asked for the
 code that is made fastest, not for the one that runs fastest (138 s of compiling in the decoder's tests become 65, and
-30 without the newer emitters of fusions); ``JAX_DISABLE_MOST_OPTIMIZATIONS=0`` asks for the other.
+30 without the newer emitters of fusions, which jaxlib 0.11.2 can no longer do without);
+``JAX_DISABLE_MOST_OPTIMIZATIONS=0`` asks for the other.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from r2rec_jax.parallel.kept import VARIABLE, keep_compiled, sweep
 
-KNOWN = ("0.10.", "0.11.", "0.12.")
-"""Versions of jaxlib that have the flag below; an unknown flag ends the process."""
+OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+
+
+def _flags(*more: str) -> str:
+    return " ".join([os.environ.get("XLA_FLAGS", ""), *more]).strip()
+
+
+def _takes(flag: str) -> bool:
+    """Whether this version of XLA knows a flag; one that it does not know ends the process without a word."""
+    start = [sys.executable, "-c", "import jax; jax.devices()"]
+    return subprocess.run(start, env=os.environ | {"XLA_FLAGS": _flags(flag)}, capture_output=True).returncode == 0
+
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have what the process has that started them
-    if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1" and version("jaxlib").startswith(KNOWN):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+    if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1" and _takes(OLDER_EMITTERS):
+        os.environ["XLA_FLAGS"] = _flags(OLDER_EMITTERS)
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     COMPILED = tempfile.TemporaryDirectory(prefix="r2rec_compiled_", ignore_cleanup_errors=True)
     os.environ[VARIABLE] = COMPILED.name
