@@ -4,6 +4,7 @@ which a reader sees whole lines; and locks, which only live processes hold."""
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -117,6 +118,12 @@ def write_json(path: str | Path, value: Any, indent: int = 1) -> None:
 def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace a file by one JSON object a line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def sha256_of(path: Path) -> str:
+    """Sha256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: str | Path, fix: str, **members: type) -> dict[str, Any]:

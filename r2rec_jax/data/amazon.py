@@ -22,11 +22,11 @@ from r2rec_jax import progress
 from r2rec_jax.config import DataConfig
 from r2rec_jax.data.attributes import read_attributes
 from r2rec_jax.data.duck import connect, index_rows, load_rows
-from r2rec_jax.data.fetch import sha256_of
 from r2rec_jax.data.interactions import Dataset, build_dataset
 from r2rec_jax.data.readers import TableFile, kind_of, open_table, stem_of
 from r2rec_jax.data.sources import AMAZON_CATEGORIES
 from r2rec_jax.data.tables import ItemTable, UserTable
+from r2rec_jax.files import sha256_of
 
 RATING_SCALE = (1.0, 5.0)
 

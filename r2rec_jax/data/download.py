@@ -123,8 +123,7 @@ def _fetch_all(url: str, target: Path, file: BinaryIO) -> None:
                 raise Unreachable(f"{url}: {reason}") from None
         failures = failures + 1 if _size(file) <= before else 0
         if failures >= ATTEMPTS:
-            raise Unreachable(f"{url}: {reason}, {failures} times in a row; {_size(file)} bytes are kept, and the next "
-                              "attempt goes on from there")
+            raise Unreachable(f"{url}: {reason}, {failures} times in a row")
         progress.say(f"download {target.name}: {reason}; trying again")
         time.sleep(_FIRST_WAIT_S * 2**failures)
 

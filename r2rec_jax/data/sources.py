@@ -16,7 +16,6 @@ class Archive:
     """A zip file at an official address. ``members`` maps what we take out of it to sha256."""
 
     url: str
-    size: int
     sha256: str
     folder: str
     members: Mapping[str, str]
@@ -36,7 +35,6 @@ class RegistryFiles:
 ARCHIVES: Mapping[str, Archive] = {
     "ml-100k": Archive(
         url="https://files.grouplens.org/datasets/movielens/ml-100k.zip",
-        size=4_924_029,
         sha256="50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
         folder="ml-100k",
         members={
@@ -48,7 +46,6 @@ ARCHIVES: Mapping[str, Archive] = {
     ),
     "ml-1m": Archive(
         url="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
-        size=5_917_549,
         sha256="a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
         folder="ml-1m",
         members={

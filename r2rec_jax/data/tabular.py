@@ -18,11 +18,11 @@ from r2rec_jax import progress
 from r2rec_jax.config import DataConfig, TableConfig
 from r2rec_jax.data.attributes import ROW, read_attributes
 from r2rec_jax.data.duck import connect, index_rows, load_rows, settle_times
-from r2rec_jax.data.fetch import sha256_of
 from r2rec_jax.data.interactions import Dataset, build_dataset
 from r2rec_jax.data.readers import TableFile, kind_of, open_table, value_at
 from r2rec_jax.data.rows import shown
 from r2rec_jax.data.tables import ItemTable, UserTable
+from r2rec_jax.files import sha256_of
 
 LIKE = 5.0
 _ROWS_AT_ONCE = 1 << 22

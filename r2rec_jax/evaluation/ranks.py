@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from r2rec_jax.data.fetch import sha256_of
 from r2rec_jax.data.interactions import Dataset
 from r2rec_jax.data.queries import Query
 from r2rec_jax.data.splits import item_edges
 from r2rec_jax.evaluation.predictions import Prediction
 from r2rec_jax.evaluation.ranking import MISS, rank_from_scores, rank_in_catalogue
-from r2rec_jax.files import read_json, write_json, write_json_lines
+from r2rec_jax.files import read_json, sha256_of, write_json, write_json_lines
 
 
 @dataclass(frozen=True)

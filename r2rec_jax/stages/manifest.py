@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from r2rec_jax.config import TrainConfig, as_plain, dotted
-from r2rec_jax.data.fetch import sha256_of
+from r2rec_jax.files import sha256_of
 from r2rec_jax.stages.keys import WITHOUT_EFFECT
 
 FORMAT = 2

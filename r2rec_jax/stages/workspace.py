@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from r2rec_jax.config import TrainConfig
+from r2rec_jax.files import sha256_of
 from r2rec_jax.progress import say
 from r2rec_jax.stages.run import RunFolder
 
@@ -197,7 +198,6 @@ class Workspace:
 
     def adapter_sha256(self, checkpoint: str) -> str | None:
         """Of the file that a checkpoint's adapter lies in; None for ``base``, which has none."""
-        from r2rec_jax.data.fetch import sha256_of
         from r2rec_jax.models.peft import WEIGHTS
 
         return None if checkpoint == "base" else sha256_of(self._adapter_folder(checkpoint) / WEIGHTS)

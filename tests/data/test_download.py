@@ -115,7 +115,7 @@ def test_a_later_attempt_goes_on_from_the_part(site: Site, tmp_path: Path) -> No
     site.files["/a"] = BODY
     site.cut, site.codes = [100_000], []
     site.ranges = True
-    with pytest.raises(Unreachable, match=r"503.*5 times in a row; 100000 bytes are kept"):
+    with pytest.raises(Unreachable, match=r"503.*5 times in a row$"):
         _cut_then(site, tmp_path, 503)
     assert names(tmp_path) == ["a.part", "a.part.json"]
     site.asked.clear()
