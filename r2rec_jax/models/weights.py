@@ -7,10 +7,8 @@ that correspondence: reading, writing, hashing and merging all go through it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -172,18 +170,3 @@ def combine_digests(digests: Mapping[str, str]) -> str:
     holds the same values.
     """
     return hashlib.sha256("".join(f"{n}={digests[n]};" for n in sorted(digests)).encode()).hexdigest()
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file.
-
-    Raises:
-        ValueError: not JSON, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch the file again") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object; got {type(value).__name__}")
-    return value

@@ -12,13 +12,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from r2rec_jax.config import TrainConfig, as_plain, dotted
-from r2rec_jax.files import sha256_of
+from r2rec_jax.files import read_json, sha256_of
 from r2rec_jax.stages.keys import WITHOUT_EFFECT
 
 FORMAT = 2
@@ -55,13 +54,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged, of another format, or lacks entries (named).
     """
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(f"{MANIFEST} must be JSON; {path} is not; {_AGAIN}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise ValueError(f"the format of {path} must be {FORMAT}; got {found!r}; {_AGAIN}")
+    manifest = read_json(path, _AGAIN)
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"the format of {path} must be {FORMAT}; got {manifest.get('format')!r}; {_AGAIN}")
     missing = [name for name in ENTRIES if name not in manifest]
     if missing:
         raise ValueError(f"{MANIFEST} must have the entries {', '.join(ENTRIES)}; {path} lacks {', '.join(missing)}; "

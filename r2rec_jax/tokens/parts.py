@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 
-from r2rec_jax.files import write_text
+from r2rec_jax.files import read_json, write_text
 from r2rec_jax.reasons import one_line
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -120,15 +120,7 @@ def write_folder(parts: TokenizerParts, folder: Path) -> None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; an empty one where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON; got {one_line(error)}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object; got {type(value).__name__}")
-    return value
+    return read_json(path, "fetch the file again") if path.is_file() else {}
 
 
 def _read_own(folder: Path, config: dict[str, Any]) -> TokenizerParts:

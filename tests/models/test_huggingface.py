@@ -123,7 +123,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no width": (lambda f: _configure(f, hidden_size=None), "must state hidden_size"),
     "quantised": (lambda f: _configure(f, quantization_config={"bits": 4}), "quantised checkpoint"),
     "no config": (lambda f: (f / "config.json").unlink(), "there is no config.json"),
-    "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "is not valid JSON"),
+    "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "must be JSON; .*; fetch the file again"),
     "no weights": (lambda f: (f / SINGLE).unlink(), "it has neither"),
     "missing shard": (lambda f: (f / INDEX).write_text('{"weight_map": {"lm_head.weight": "gone.safetensors"}}'),
                       "gone.safetensors is missing"),
