@@ -1,4 +1,4 @@
-"""The entries as a user calls them: processes, exit codes, one-line reasons."""
+"""The entries as a user calls them, on a run that is finished: what they leave behind, and one-line reasons."""
 
 from __future__ import annotations
 
@@ -10,14 +10,8 @@ from pathlib import Path
 import pytest
 
 from r2rec_jax.train import main as train
-from tests.synthetic import SMALL, write_ml100k
-
-CONFIG = str(Path(__file__).resolve().parents[2] / "configs" / "ci.yaml")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_ml100k(tmp_path_factory.mktemp("data"))
+from tests.entries.calls import CONFIG, arguments, refused
+from tests.synthetic import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +19,6 @@ def finished(tmp_path_factory, data) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     assert train(["--config", CONFIG, "--data.path", str(data), "--run_dir", str(folder), *SMALL]) == 0
     return folder
-
-
-def arguments(data: Path, run: Path, *more: str) -> list[str]:
-    return ["--config", CONFIG, "--data.path", str(data), "--run_dir", str(run), *SMALL, *more]
-
-
-def refused(capsys, argv: list[str], entry=train) -> str:
-    capsys.readouterr()
-    assert entry(argv) == 2
-    shown = capsys.readouterr()
-    lines = [line for line in shown.err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and shown.err.splitlines()[-1] == lines[0]
-    assert "Traceback" not in shown.err
-    return lines[0]
 
 
 def test_the_whole_recipe_leaves_everything_behind(finished):
@@ -305,31 +285,6 @@ def test_evaluate_entry_with_other_chains(finished, tmp_path, capsys):
     assert systems.count("sft") == 1 and not any("chains" in name for name in systems)
 
 
-def test_shown_thoughts_are_those_of_the_swapped_chains(data, tmp_path):
-    from r2rec_jax.config import EvaluateConfig
-    from r2rec_jax.stages.evaluation import make_exam
-    from r2rec_jax.stages.run import RunFolder
-    from r2rec_jax.stages.workspace import Workspace
-
-    run = tmp_path / "run"
-    assert train(arguments(data, run, "--prompts.thoughts=prompt", "--stages=prepare,thoughts")) == 0
-    work = Workspace(RunFolder.existing(run))
-    store = run / "thoughts" / "thoughts.jsonl"
-    before = store.read_text()
-    none = make_exam(work, EvaluateConfig(chains="none"))
-    assert store.read_text() == before, "no teacher is asked for what no prompt shows"
-    assert not any("  Thought: " in q.prompt for q in none.queries)
-    own, swapped = ({q.query_id: q.prompt for q in make_exam(work, EvaluateConfig(chains=chains)).queries}
-                    for chains in ("own", "swapped"))
-    assert store.read_text() != before, "these are asked for now"
-    shown = 0
-    for query_id, prompt in swapped.items():
-        chains = re.findall(r"^- target user -.*$", prompt, re.M)
-        assert prompt.count("  Thought: ") == len(chains) and prompt != own[query_id]
-        shown += len(chains)
-    assert shown > 0, "a chain that holds a candidate is left out, which with so few items most do"
-
-
 def test_recommend_entry(finished, tmp_path, capsys):
     from r2rec_jax.recommend import main as recommend
 
@@ -357,21 +312,6 @@ def test_a_recommendation_names_what_was_liked_as_the_prompt_does(finished):
     work.prepared = replace(work.prepared, dataset=replace(dataset, items=items))
     result = recommend(work, "1", "base", 3)
     assert result["liked"] == re.findall(r"^- (The Film .* \(\d{4}\))", result["prompt"], re.M)[:3]
-
-
-def test_a_recommendation_does_not_write_thoughts_into_a_run_in_use(data, tmp_path, capsys):
-    from r2rec_jax.recommend import main as recommend
-    from r2rec_jax.stages.run import RunFolder
-
-    run = tmp_path / "run"
-    assert train(arguments(data, run, "--prompts.thoughts=prompt", "--stages=prepare,thoughts")) == 0
-    store, argv = run / "thoughts" / "thoughts.jsonl", ["--run", str(run), "--user", "1", "--checkpoint", "base"]
-    before = store.read_bytes()
-    with RunFolder.existing(run).locked():
-        assert re.search(r"run is in use by process \d+ on .*; wait for it", refused(capsys, argv, recommend))
-    assert store.read_bytes() == before
-    assert "stage 'pretrain'" in refused(capsys, argv, recommend), "a moment later it may write, and go on"
-    assert store.read_bytes().startswith(before) and store.stat().st_size > len(before)
 
 
 def test_export_entry(finished, tmp_path, capsys):
@@ -404,66 +344,3 @@ def test_the_local_teacher_is_asked_and_what_it_gives_up_is_counted(finished, da
     result = json.loads((run / "stages.json").read_text())["thoughts"]["result"]
     assert result["teacher"] == "local" and result["given_up"] > 1 and result["examples"]["ranking"] == 8
     assert len((run / "thoughts" / "thoughts.jsonl").read_text().splitlines()) == result["given_up"]
-
-
-@pytest.mark.parametrize(("more", "reason"), [
-    (["--sft.learning_rate=1"], "sft.learning_rate"),
-    (["--sft.lr=-1"], "sft.lr must be > 0; got -1.0"),
-    (["--grpo.group_size=1"], "grpo.group_size must be >= 2"),
-    (["--stages=sft,dance"], "--stages must be 'all' or names out of"),
-    (["--data.name=netflix"], "netflix"),
-    (["--data.eval_users=1000"], "data.eval_users must be <= 40"),
-    (["--prompts.max_tokens=64"], "prompts.max_tokens"),
-    (["--thoughts.teacher=local"], "needs a pretrained backbone"),
-    (["--backbone.source=/nowhere/model"], "/nowhere/model"),
-    (["--stages=sft"], "builds on"),
-    (["--evaluate.users=9"], "evaluate.users must be <= data.eval_users, 8; got 9"),
-    (["--evaluate.split=rl", "--evaluate.users=5"], "evaluate.users must be <= data.rl_queries, 4; got 5"),
-    (["--evaluate.max_new_tokens=5000"], "evaluate.max_new_tokens must be < 4096, the backbone's positions"),
-])
-def test_mistakes_are_one_line(data, tmp_path, capsys, more, reason):
-    assert reason in refused(capsys, arguments(data, tmp_path / "run", *more))
-
-
-def test_a_run_that_is_not_evaluated_may_have_any_users(data, tmp_path):
-    assert train(arguments(data, tmp_path / "run", "--evaluate.users=9", "--stages=prepare")) == 0
-
-
-def test_an_unknown_key_in_a_file_is_named(tmp_path, capsys):
-    config = tmp_path / "bad.yaml"
-    config.write_text("sft: {lr: 1.0e-4, warm_up: 3}\n")
-    assert "warm_up" in refused(capsys, ["--config", str(config)])
-    assert "does not exist" in refused(capsys, ["--config", str(tmp_path / "none.yaml")])
-
-
-@pytest.mark.parametrize(("file", "change", "reason"), [
-    ("u.data", lambda b: b + b"1\t2\n", "u.data"),
-    ("u.data", lambda b: re.sub(rb"^(\d+\t\d+\t)\d", rb"\g<1>9", b), "rating"),
-    ("u.data", lambda b: b[:-9], "u.data"),
-    ("u.data", lambda b: b"", "u.data"),
-    ("u.item", lambda b: b[: len(b) // 2], "u.item"),
-    ("u.item", None, "u.item"),
-])
-def test_broken_data_is_named_and_nothing_is_left(data, tmp_path, capsys, file, change, reason):
-    broken = tmp_path / "data"
-    shutil.copytree(data, broken)
-    if change is None:
-        (broken / file).unlink()
-    else:
-        (broken / file).write_bytes(change((broken / file).read_bytes()))
-    assert reason in refused(capsys, arguments(broken, tmp_path / "run"))
-    assert not (tmp_path / "run" / "prepare").exists()
-
-
-def test_quickstart_is_used_only_without_a_config():
-    from r2rec_jax.config import TrainConfig
-    from r2rec_jax.stages.cli import add_train_config, make_parser, parse_train_config
-
-    def parsed(*argv: str) -> TrainConfig:
-        parser = make_parser("r2rec_jax.train", "")
-        add_train_config(parser)
-        return parse_train_config(parser, list(argv))[0]
-
-    assert parsed("--train_seed=3").run_dir == "runs/quickstart"
-    assert parsed("--config", CONFIG).backbone.source == "tiny"
-    assert parsed("--config", CONFIG).note == "A smoke run. Its metrics mean nothing."
