@@ -1,7 +1,8 @@
 """``EVIDENCE.md``: what the result files of lists of experiments say, for readers who have not seen the paper.
 
-Every table is made from the files and names negatives, split, seeds and users. What people read out of them stands in
-``<list>.md`` beside the list file and is put under the tables as it is.
+Every table is made from the files and names negatives, split, seeds and users. What people read out of one of them
+stands in ``<list>.md`` beside the list file and is put under its tables as it is; what they conclude from all of them
+stands in ``evidence.md`` beside the result files, and comes first.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ INTRODUCTION = """# Evidence
 
 A recommender is asked which of 20 items a person chose next: the true one and 19 others. A language model answers in
 words; what is counted is where it puts the true item. This document is made by
-`python -m r2rec_jax.experiments --report` from the files `results/evidence_*.json`; only the sections called *Reading*
-are written by hand.
+`python -m r2rec_jax.experiments --report` from the files `results/evidence_*.json`; only *What has come out* and the
+sections called *Reading* are written by hand."""
+
+TERMS = """## Terms
 
 - **HitRatio@1**: share of people whose true item comes first (guessing: .05); **HitRatio@3**: among the first three
   (.15); **NDCG@3**: as HitRatio@3, but second and third place count less. An answer that names no candidate is a miss.
@@ -65,15 +68,18 @@ are written by hand.
   is what stays below .05 there. Whether other trainings would give the same is another question: see **by seed**."""
 
 
-def evidence_report(parts: Sequence[tuple[Entry, str, Mapping[str, str]]]) -> str:
+def evidence_report(parts: Sequence[tuple[Entry, str, Mapping[str, str]]], conclusions: str = "") -> str:
     """The whole document.
 
     Args:
         parts: of each result file: its contents, what was written by hand, and links to its plots (``rewards``,
             ``hits``), as the document is to have them.
+        conclusions: what was written by hand about all of them; empty for no such section.
     """
     lists = [_list(found, reading.strip(), plots) for found, reading, plots in parts]
-    return "\n\n".join([INTRODUCTION, "## At a glance", overview([found for found, _, _ in parts]), *lists]) + "\n"
+    first = ["## What has come out", conclusions.strip()] * bool(conclusions.strip())
+    glance = ["## At a glance", overview([found for found, _, _ in parts])]
+    return "\n\n".join([INTRODUCTION, *first, TERMS, *glance, *lists]) + "\n"
 
 
 def _list(found: Entry, reading: str, plots: Mapping[str, str]) -> str:

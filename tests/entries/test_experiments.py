@@ -77,6 +77,7 @@ def test_a_list_is_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     check_damage(runs / "main" / "seed-0" / "run" / "evaluate" / "results-test-sft.json", argv, capfd)
     assert "pretrain: taken from" in (runs / "no-sft" / "seed-0" / "log.txt").read_text()
     assert (runs / "main" / "seed-0" / "completions.txt").read_text().count("--- completion") == 8
+    (results / "evidence.md").write_text("It learns.")
     assert experiments(["--report", "--results", str(results), "--out", str(tmp_path / "EVIDENCE.md")]) == 0
     report = (tmp_path / "EVIDENCE.md").read_text()
     assert "failed: 0" in report and all((tmp_path / link).stat().st_size > 10_000 for link in (

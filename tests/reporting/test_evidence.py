@@ -68,9 +68,17 @@ def test_the_report_holds_what_the_file_holds(found: dict[str, Any]) -> None:
                  "runs of commit abcdef012345 with changes (stages trained by 0123456789ab) on a GPU",
                  "seeds 0, 1 together"):
         assert part in text, part
+    assert "## What has come out" not in text, "nobody has written any"
     search = text.split("### Searches, judged on validation queries")[1]
     assert "| search | sft | 0.700" in search and "last-positive-but-one" in search
     assert "0.700" not in text.split("### Searches")[0], "a search stands in no other table"
+
+
+def test_conclusions_come_first(found: dict[str, Any]) -> None:
+    links = {"rewards": "results/r.png", "hits": "results/h.png"}
+    text = evidence_report([(found, "", links)], "GRPO helps.\n")
+    assert "\n\n## What has come out\n\nGRPO helps.\n\n## Terms\n" in text
+    assert text.replace("## What has come out\n\nGRPO helps.\n\n", "") == evidence_report([(found, "", links)])
 
 
 def test_the_overview_has_a_line_a_list(found: dict[str, Any]) -> None:

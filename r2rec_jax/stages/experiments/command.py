@@ -126,6 +126,8 @@ _PARTS: dict[str, type] = {"name": str, "title": str, "what": str, "list": str} 
 def report(results: str, out: str) -> None:
     """Write the report of all result files, and two plots a file beside them.
 
+    What was written by hand is taken from ``<list>.md`` beside each list, and from ``evidence.md`` beside the results.
+
     Raises:
         ValueError: there is no result file, or one is damaged.
     """
@@ -141,8 +143,11 @@ def report(results: str, out: str) -> None:
             plots["rewards"] = plot_rewards(found, file.with_name(f"{file.stem}_rewards.png"))
         if found["breakdowns"]:
             plots["hits"] = plot_hits(found, file.with_name(f"{file.stem}_hits.png"))
-        reading = Path(found["list"]).with_suffix(".md")
-        parts.append((found, reading.read_text(encoding="utf-8") if reading.exists() else "",
+        parts.append((found, _written(Path(found["list"]).with_suffix(".md")),
                       {name: linked(path, target.parent) for name, path in plots.items()}))
-    write_text(target, evidence_report(parts))
+    write_text(target, evidence_report(parts, _written(folder / "evidence.md")))
     say(f"report: {target}, from {', '.join(file.name for file in files)}")
+
+
+def _written(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
