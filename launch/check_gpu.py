@@ -77,12 +77,15 @@ def check_attention(shape: str, length: int) -> dict[str, Any]:
     sizes = [(len(batch.tokens), length, n, width) for n in (heads, kv_heads, kv_heads, heads)]
     *qkv, weight = (jax.random.normal(jax.random.key(i), size, resolve_dtype("auto"))
                     for i, size in enumerate(sizes))
-    real = (batch.segments > 0)[..., None, None]
+    segments, parents = jnp.asarray(batch.segments), jnp.asarray(batch.parents)
+    real = (segments > 0)[..., None, None]
 
-    def loss(plain: bool, *qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
-        qkv = tuple(x.astype(jnp.float32) for x in qkv) if plain else qkv
-        out = (attend(*qkv, segment_mask(batch.segments, batch.parents)) if plain
-               else attend_segments(*qkv, batch.segments, batch.parents, backend))
+    def loss(plain: bool, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if plain:
+            q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+            out = attend(q, k, v, segment_mask(segments, parents))
+        else:
+            out = attend_segments(q, k, v, segments, parents, backend)
         out = jnp.where(real, out.astype(jnp.float32), 0)
         return jnp.sum(out * weight), out
 

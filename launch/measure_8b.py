@@ -133,10 +133,9 @@ def main() -> None:
 
     from r2rec_jax.config import fingerprint
     from r2rec_jax.evaluation.tables import result_file
-    from r2rec_jax.files import write_json
-    from r2rec_jax.models.weights import read_json
+    from r2rec_jax.files import read_json, write_json
 
-    config = read_json(given.checkpoint / "config.json")
+    config = read_json(given.checkpoint / "config.json", "give another checkpoint")
     ids = np.random.default_rng(0).integers(0, config["vocab_size"], given.tokens).tolist()
     rows, facts = measure(given.checkpoint, given.work, ids)
     result = result_file("load, score and export at the 8B shape", rows, fingerprint(config),

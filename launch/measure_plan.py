@@ -69,9 +69,9 @@ def work(stage: str) -> None:
     else:
         lengths = []
 
-        def reward(texts: Any, example_ids: Any) -> dict[str, Any]:
-            lengths.append([len(text) for text in texts])
-            return {"total": np.arange(len(texts), dtype=np.float64)}
+        def reward(completions: Any, example_ids: Any) -> dict[str, Any]:
+            lengths.append([len(text) for text in completions])
+            return {"total": np.arange(len(completions), dtype=np.float64)}
 
         end = backbone.hf_config["eos_token_id"]
         environment = Environment(Decoder(backbone.graphdef, backbone.config, [end], end).generate,
