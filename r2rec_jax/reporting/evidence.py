@@ -2,7 +2,7 @@
 
 Every table is made from the files and names negatives, split, seeds and users. What people read out of one of them
 stands in ``<list>.md`` beside the list file and is put under its tables as it is; what they conclude from all of them
-stands in ``evidence.md`` beside the result files, and comes first.
+stands in ``evidence.md`` beside the result files, and comes before the tables.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ TERMS = """## Terms
   examples could have made of this prompt, word for word. A true statement in other words counts as invented. A dash
   stands where nobody reasons or nothing was counted.
 - **SmolLM2-135M-Instruct**: as `backbone.source: smollm2-135m`, its linears rounded to 4 bits (Q4_1) and read back.
+- **list**: a set of experiments that is run together, with the settings that its experiments share.
 - **base**: the model as it comes. **pretrained**: the model, from scratch or as it comes, after reading what people
   liked and chose, where that is part of the recipe. **sft**: after learning from written examples (supervised
-  fine-tuning). **sft+grpo**: then trained by rewards on its own answers. **grpo**: trained by rewards without the
-  examples. Two rewards are added: R_rank for the place of the true item, R_step for the number of reasoning statements.
+  fine-tuning). **sft+grpo**: then trained by rewards on its own answers (group relative policy optimisation).
+  **grpo**: trained by rewards without the examples. Two rewards are added: R_rank for the place of the true item, R_step for the number of reasoning statements.
   R_true, for statements that are true of their prompt, is ours: it is measured, and adds nothing unless an experiment
   gives it a weight.
 - **-likelihood**: the same model, but the candidates are ranked by how likely their lines are after the person's latest
@@ -58,14 +59,18 @@ TERMS = """## Terms
 - **signal**: what the gradients of a step's groups (the answers to one prompt each) have in common; the rest,
   **noise**, comes of which prompts and answers were drawn. Where signal equals noise a larger step begins to gain
   little (the simple noise scale of McCandlish et al., 2018). Groups left out of an update are not counted.
+- **KL**: how far the answers have moved, in nats a token, from those of the model that GRPO began with. **look**: the
+  same held-out prompts asked again during training.
+- **popularity, item-knn, ease, sasrec**: classical recommenders, without language.
 - **chains**: ways through other people's ratings from one liked item to another, shown in the prompt.
 - **negatives**: how the 19 others are drawn. **split**: which of a person's ratings is the true item; for
   `last-positive` the last one that was liked.
 - **±**: standard deviation over seeds; a seed draws candidates, all randomness of training, and people where there are
   more of them than are asked. The people's earlier choices are what models are trained on, their last one is asked for.
-- **p**: how often a difference as large would come from drawing other people, for the models as they were trained
-  (paired bootstrap). **Holm**: p after correction for the number of differences in the table on the same metric; *real*
-  is what stays below .05 there. Whether other trainings would give the same is another question: see **by seed**."""
+- **p**: how often a difference as large would come from drawing other people if the two were equal, for the models as
+  they were trained (paired bootstrap). **Holm**: p after correction for the number of differences in the table on the
+  same metric; *real* is what stays below .05 there; *no* means that it is not shown, not that the two are equal. Whether
+  other trainings would give the same is another question: see **by seed**."""
 
 
 def evidence_report(parts: Sequence[tuple[Entry, str, Mapping[str, str]]], conclusions: str = "") -> str:
@@ -79,7 +84,7 @@ def evidence_report(parts: Sequence[tuple[Entry, str, Mapping[str, str]]], concl
     lists = [_list(found, reading.strip(), plots) for found, reading, plots in parts]
     first = ["## What has come out", conclusions.strip()] * bool(conclusions.strip())
     glance = ["## At a glance", overview([found for found, _, _ in parts])]
-    return "\n\n".join([INTRODUCTION, *first, TERMS, *glance, *lists]) + "\n"
+    return "\n\n".join([INTRODUCTION, TERMS, *first, *glance, *lists]) + "\n"
 
 
 def _list(found: Entry, reading: str, plots: Mapping[str, str]) -> str:

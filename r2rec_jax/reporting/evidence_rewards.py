@@ -16,6 +16,9 @@ Entry = Mapping[str, Any]
 EDGE = 5
 """The first and the last 1/EDGE of GRPO's steps are compared."""
 
+MATERIAL = 0.05
+"""A rise of R_step by less is no rise of the reward that R_rank has to keep up with: near 1 it hardly scatters."""
+
 
 def reward_edges(curves: Sequence[Entry], name: str) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """(first, last fifth of the points) of every seed's curve that has the value."""
@@ -50,9 +53,10 @@ def reward_lines(curves: Sequence[Entry]) -> str:
             continue
         said = (f"{name}, with the standard error that the scatter of steps gives: R_rank {rank:+.3f} ± "
                 f"{rank_error:.3f}, R_step {step:+.3f} ± {step_error:.3f}")
-        if 0 < rank <= 2 * rank_error and rank >= step:
+        rose = step > 2 * step_error and step >= MATERIAL
+        if 0 < rank <= 2 * rank_error and (rank >= step or not rose):
             said += "; R_rank's rise is within that scatter"
-        elif step > 2 * step_error and rank <= 2 * rank_error:
+        elif rose and rank <= 2 * rank_error:
             said += "; **the reward rose through R_step alone, which is no success**"
         lines.append(f"{said}{held_out}.")
     return "\n".join(lines)

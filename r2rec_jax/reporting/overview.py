@@ -19,7 +19,7 @@ BEFORE = ("pretrained", "base")
 STEPS = ("sft", "sft+grpo")
 ADDED = (("sft+grpo", "sft"), ("sft+grpo", "popularity"))
 HEAD = ["list", "users a seed", "seeds", "before", "sft", "sft+grpo", "before-likelihood", "sft-likelihood",
-        "sft+grpo-likelihood", "popularity", "best classical model", "sft+grpo minus sft", "sft+grpo minus popularity"]
+        "sft+grpo-likelihood", "popularity", "best classical model run", "sft+grpo minus sft", "sft+grpo minus popularity"]
 
 
 def overview(lists: Sequence[Entry]) -> str:
@@ -32,6 +32,7 @@ def overview(lists: Sequence[Entry]) -> str:
     """
     prose = ("HitRatio@1 on test queries, mean ± standard deviation over seeds; in brackets p after Holm's correction "
              "over the main table's tests on HitRatio@1. **before**: pretrained where the recipe has that, else base. "
+             "**best classical model run**: of the few that the list ran; others may be better. "
              "Data, negatives and split stand with each list below.")
     return "\n\n".join([prose, table(HEAD, [_line(found) for found in lists if main_rows(found)], right=len(HEAD) - 1)])
 

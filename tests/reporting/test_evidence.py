@@ -74,10 +74,10 @@ def test_the_report_holds_what_the_file_holds(found: dict[str, Any]) -> None:
     assert "0.700" not in text.split("### Searches")[0], "a search stands in no other table"
 
 
-def test_conclusions_come_first(found: dict[str, Any]) -> None:
+def test_conclusions_come_before_the_tables(found: dict[str, Any]) -> None:
     links = {"rewards": "results/r.png", "hits": "results/h.png"}
     text = evidence_report([(found, "", links)], "GRPO helps.\n")
-    assert "\n\n## What has come out\n\nGRPO helps.\n\n## Terms\n" in text
+    assert "\n\n## What has come out\n\nGRPO helps.\n\n## At a glance\n" in text
     assert text.replace("## What has come out\n\nGRPO helps.\n\n", "") == evidence_report([(found, "", links)])
 
 
@@ -150,6 +150,16 @@ def test_a_rise_by_steps_alone_is_no_success(found: dict[str, Any]) -> None:
     first, second = reward_lines(found["curves"]).splitlines()
     assert first.startswith("- e sft+grpo") and "no success" not in first
     assert second.startswith("- e grpo") and "through R_step alone, which is no success" in second
+
+
+def test_a_reward_for_steps_that_was_full_from_the_start_does_not_rise() -> None:
+    scatter = [0.3, 0.5, 0.4, 0.2, 0.6, 0.4, 0.35, 0.45, 0.4, 0.4]
+    curve = {"experiment": "e", "system": "sft+grpo", "seed": 0, "steps": list(range(50)),
+             "reward_rank": [*scatter * 4, *(x + 0.004 for x in scatter)],
+             "reward_step": np.linspace(0.985, 0.993, 50).tolist()}
+    assert reward_lines([curve]).endswith("R_rank +0.004 ± 0.048, R_step +0.007 ± 0.000; R_rank's rise is within that "
+                                          "scatter.")
+    assert "no success" in reward_lines([curve | {"reward_step": np.linspace(0.5, 0.993, 50).tolist()}])
 
 
 def test_a_rise_within_the_scatter_of_steps_is_none() -> None:
