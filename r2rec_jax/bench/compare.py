@@ -31,7 +31,8 @@ class Worker:
     def __init__(self, side: Side, preset: Preset, folder: Path, cache_dir: str) -> None:
         self.side = side
         environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "HF_HUB_OFFLINE": "1",
-                                    "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+                                    "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore",
+                                    "PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # room that is freed can be used
         self._process = subprocess.Popen(
             [sys.executable, "-m", "r2rec_jax.bench.worker", side, preset.name, preset.backbone, str(folder),
              str(Path(cache_dir).expanduser())],

@@ -126,7 +126,8 @@ class Ours:
 
     def frozen(self) -> FrozenModel:
         """The model as training sees it."""
-        return FrozenModel.from_config(self.backbone.graphdef, self.backbone.base, BackboneConfig())
+        same = BackboneConfig(remat="off")  # PyTorch keeps its activations too
+        return FrozenModel.from_config(self.backbone.graphdef, self.backbone.base, same)
 
     def decoder(self) -> Decoder:
         """A decoder without end tokens: every completion has exactly T tokens."""

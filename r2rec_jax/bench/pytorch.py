@@ -120,6 +120,7 @@ class PyTorch:
         else:
             made = self._training(name, self._fastest(name))
         made.step()
+        self._give_back()
         return made
 
     def _training(self, name: str, micro: Mapping[str, int]) -> Work:
@@ -161,10 +162,15 @@ class PyTorch:
             raise
         return {key: min(lap[key] for lap in laps) for key in laps[0]} | self.memory()
 
-    def _forget(self) -> None:
+    def _give_back(self) -> None:
+        """Let go of memory of the accelerator that is kept for later; our side has the same one."""
         gc.collect()
         if self.on_gpu:
             self.torch.cuda.empty_cache()
+
+    def _forget(self) -> None:
+        self._give_back()
+        if self.on_gpu:
             self.torch.cuda.reset_peak_memory_stats()
         forget_peak_host()
 

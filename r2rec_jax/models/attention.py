@@ -35,6 +35,9 @@ AttentionBackend = Literal["auto", ResolvedBackend]
 FUSED_MULTIPLE = 128
 """Row lengths that cuDNN's kernel is given."""
 
+FUSED_WIDTHS = range(8, 129, 8)
+"""Widths of a head that cuDNN's kernel takes on every GPU from Ampere on."""
+
 MASKED = -1e30
 """Score of a masked pair: finite, so that a row that sees nothing gives a number and no NaN."""
 
@@ -48,7 +51,7 @@ def segment_mask(segments: Int[Array, "B T"], parents: Int[Array, "B T"]) -> Boo
     return causal[None] & related & (key > 0)
 
 
-def resolve_backend(backend: AttentionBackend, dtype: Any = jnp.bfloat16) -> ResolvedBackend:
+def resolve_backend(backend: AttentionBackend, dtype: Any = jnp.bfloat16, width: int = 128) -> ResolvedBackend:
     """``auto`` is cuDNN where jax's default backend is a GPU, splash where it is a TPU, XLA elsewhere.
 
     A backend that is named is taken as it is, so that programs can be lowered for a platform that is not here.
@@ -56,13 +59,20 @@ def resolve_backend(backend: AttentionBackend, dtype: Any = jnp.bfloat16) -> Res
     Args:
         backend: as configured.
         dtype: of the activations; cuDNN's kernel takes 16-bit types only, so ``auto`` is XLA for float32 on a GPU.
+        width: of a head; for others than :data:`FUSED_WIDTHS` ``auto`` is XLA on a GPU.
+
+    Raises:
+        ValueError: cuDNN is named for heads of another width.
     """
     if backend != "auto":
+        check(backend != "cudnn" or width in FUSED_WIDTHS, "backbone.attention",
+              f"'auto' or 'xla' with heads of width {width}", backend, "cuDNN takes multiples of 8 up to 128")
         return backend
     platform = jax.default_backend()
     if platform == "tpu":
         return "splash"
-    return "cudnn" if platform == "gpu" and jnp.dtype(dtype).itemsize == 2 else "xla"
+    fused = platform == "gpu" and jnp.dtype(dtype).itemsize == 2 and width in FUSED_WIDTHS
+    return "cudnn" if fused else "xla"
 
 
 def check_backend(backend: AttentionBackend, dtype: Any) -> None:

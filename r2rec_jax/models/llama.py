@@ -226,7 +226,7 @@ class Llama(nnx.Module):
         """
         x = self.embedded(tokens)
         cos, sin = self.rope(positions)
-        backend = resolve_backend(attention, x.dtype)
+        backend = resolve_backend(attention, x.dtype, self.config.head_dim)
         graphdef, stack = self.layer_stack()
 
         def block(x: Float[Array, "B T D"], state: nnx.State) -> tuple[Float[Array, "B T D"], None]:

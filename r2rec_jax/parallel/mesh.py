@@ -7,6 +7,7 @@ are of type Auto. On a single device there is no mesh at all (None), and nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -39,3 +40,14 @@ def make_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> M
 def row_shards(mesh: Mesh | None) -> int:
     """Parts that the rows of a batch are split into: data x fsdp, 1 without a mesh."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def in_host_memory() -> AbstractContextManager[Any]:
+    """While this lasts, arrays that are placed nowhere else are made in the host's memory.
+
+    Where ``JAX_PLATFORMS`` names an accelerator alone, jax has no CPU beside it, and they stay on that.
+    """
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return nullcontext()

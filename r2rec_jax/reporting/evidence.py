@@ -51,9 +51,9 @@ TERMS = """## Terms
 - **base**: the model as it comes. **pretrained**: the model, from scratch or as it comes, after reading what people
   liked and chose, where that is part of the recipe. **sft**: after learning from written examples (supervised
   fine-tuning). **sft+grpo**: then trained by rewards on its own answers (group relative policy optimisation).
-  **grpo**: trained by rewards without the examples. Two rewards are added: R_rank for the place of the true item, R_step for the number of reasoning statements.
-  R_true, for statements that are true of their prompt, is ours: it is measured, and adds nothing unless an experiment
-  gives it a weight.
+  **grpo**: trained by rewards without the examples. Two rewards are added: R_rank for the place of the true item, R_step
+  for the number of reasoning statements. R_true, for statements that are true of their prompt, is ours: it is measured,
+  and adds nothing unless an experiment gives it a weight.
 - **-likelihood**: the same model, but the candidates are ranked by how likely their lines are after the person's latest
   likes. No form of answer can be learned or missed, so this row shows what the model knows. The paper has no such row.
 - **signal**: what the gradients of a step's groups (the answers to one prompt each) have in common; the rest,
@@ -69,8 +69,8 @@ TERMS = """## Terms
   more of them than are asked. The people's earlier choices are what models are trained on, their last one is asked for.
 - **p**: how often a difference as large would come from drawing other people if the two were equal, for the models as
   they were trained (paired bootstrap). **Holm**: p after correction for the number of differences in the table on the
-  same metric; *real* is what stays below .05 there; *no* means that it is not shown, not that the two are equal. Whether
-  other trainings would give the same is another question: see **by seed**."""
+  same metric; *real* is what stays below .05 there; *no* means that it is not shown, not that the two are equal. Would
+  other trainings give the same? That is another question: see **by seed**."""
 
 
 def evidence_report(parts: Sequence[tuple[Entry, str, Mapping[str, str]]], conclusions: str = "") -> str:

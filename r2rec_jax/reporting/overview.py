@@ -19,7 +19,8 @@ BEFORE = ("pretrained", "base")
 STEPS = ("sft", "sft+grpo")
 ADDED = (("sft+grpo", "sft"), ("sft+grpo", "popularity"))
 HEAD = ["list", "users a seed", "seeds", "before", "sft", "sft+grpo", "before-likelihood", "sft-likelihood",
-        "sft+grpo-likelihood", "popularity", "best classical model run", "sft+grpo minus sft", "sft+grpo minus popularity"]
+        "sft+grpo-likelihood", "popularity", "best classical model run", "sft+grpo minus sft",
+        "sft+grpo minus popularity"]
 
 
 def overview(lists: Sequence[Entry]) -> str:

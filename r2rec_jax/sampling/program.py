@@ -102,7 +102,7 @@ def prefill(
     parents = jnp.zeros_like(real)
     cos, sin = model.rope(positions)
     layer_def, stack = model.layer_stack()
-    backend = resolve_backend(attention, model.embed[...].dtype)
+    backend = resolve_backend(attention, model.embed[...].dtype, model.config.head_dim)
 
     def block(x: Float[Array, "C S D"], weights: nnx.State) -> tuple[Float[Array, "C S D"], tuple[Array, Array]]:
         layer = nnx.merge(layer_def, weights)

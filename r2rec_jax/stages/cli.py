@@ -29,6 +29,10 @@ EXIT_BAD_INPUT = 2
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
+OUT_OF_MEMORY = ("; lower sft.micro_batch, grpo.micro_prompts or evaluate.batch_size, whichever stage this was; train "
+                 "--plan shows what each takes, and XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 lets JAX use the whole of a GPU")
+"""What helps where a device has no room, behind XLA's own words."""
+
 
 class BadInput(ValueError):
     """Wrong arguments, with a one-line reason."""
@@ -149,7 +153,8 @@ def run_entry(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] 
     except RuntimeError as error:
         if os.environ.get("R2REC_TRACEBACK"):
             raise
-        print(f"error: {one_line(error, None)} (R2REC_TRACEBACK=1 shows where)", file=sys.stderr)
+        advice = OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else ""
+        print(f"error: {one_line(error, None)}{advice} (R2REC_TRACEBACK=1 shows where)", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt as request:
         number = request.number if isinstance(request, stopping.Interrupted) else signal.SIGINT

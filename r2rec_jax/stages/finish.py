@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from r2rec_jax.evaluation.tables import markdown, print_table
 from r2rec_jax.files import write_json, write_text
 from r2rec_jax.models.folders import new_folder
+from r2rec_jax.parallel.mesh import in_host_memory
 from r2rec_jax.progress import say
 from r2rec_jax.reporting.plots import plot_losses, plot_rewards, read_metrics
 from r2rec_jax.stages.export import export_merged, export_peft
@@ -30,13 +32,18 @@ def export_stage(work: Workspace) -> dict[str, Any]:
 
 
 def export(work: Workspace, checkpoint: str, form: str, out: Path) -> None:
-    """Write one export; the folder appears whole or not at all. A merge is into full weights, also after int8."""
+    """Write one export; the folder appears whole or not at all. A merge is into full weights, also after int8.
+
+    Nothing is computed on a device, so what is loaded for an export alone stays in the host's memory: a model that
+    several devices share need not fit one of them.
+    """
     c = work.config
-    if form == "peft":
-        export_peft(work.backbone, work.adapter(checkpoint), c.lora, work.tokenizer, c.grpo, out)
-    else:
-        full = work.load_full()
-        export_merged(full, work.adapter(checkpoint, full), work.tokenizer, c.grpo, out)
+    with in_host_memory() if work.alone else nullcontext():
+        if form == "peft":
+            export_peft(work.backbone, work.adapter(checkpoint), c.lora, work.tokenizer, c.grpo, out)
+        else:
+            full = work.load_full()
+            export_merged(full, work.adapter(checkpoint, full), work.tokenizer, c.grpo, out)
 
 
 def finish(work: Workspace, stages: Sequence[str]) -> dict[str, Any]:

@@ -314,6 +314,21 @@ def test_a_recommendation_names_what_was_liked_as_the_prompt_does(finished):
     assert result["liked"] == re.findall(r"^- (The Film .* \(\d{4}\))", result["prompt"], re.M)[:3]
 
 
+@pytest.mark.parametrize("form", ["peft", "merged"])
+def test_what_is_loaded_for_an_export_alone_stays_in_host_memory(finished, tmp_path, monkeypatch, form):
+    """A model that several devices share need not fit the first of them."""
+    import jax
+
+    from r2rec_jax.export import main as export
+    from r2rec_jax.stages import workspace
+
+    seen, load = [], workspace.Workspace._load_from
+    monkeypatch.setattr(workspace.Workspace, "_load_from", lambda *args: [
+        seen.append(jax.config.jax_default_device), load(*args)][1])
+    assert export(["--run", str(finished), "--format", form, "--out", str(tmp_path / form)]) == 0
+    assert seen == [jax.local_devices(backend="cpu")[0]] and jax.config.jax_default_device is None
+
+
 def test_export_entry(finished, tmp_path, capsys):
     from r2rec_jax.export import main as export
 

@@ -66,6 +66,15 @@ def test_a_named_backend_is_kept_and_refused_where_it_cannot_run() -> None:
             FrozenModel.from_config(None, None, BackboneConfig(attention=backend, dtype="bfloat16"))
 
 
+@pytest.mark.parametrize(("width", "expected"), [(12, "xla"), (64, "cudnn"), (128, "cudnn"), (256, "xla")])
+def test_cudnn_gets_no_heads_that_it_refuses(monkeypatch: pytest.MonkeyPatch, width: int, expected: str) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert attention.resolve_backend("auto", jnp.bfloat16, width) == expected
+    if expected == "xla":
+        with pytest.raises(ValueError, match=rf"backbone.attention must be .* with heads of width {width} .*'cudnn'"):
+            attention.resolve_backend("cudnn", jnp.bfloat16, width)
+
+
 def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 1, 8))
     inv = jnp.asarray(rope.inverse_frequencies(8, 100.0, None))

@@ -14,12 +14,14 @@ from r2rec_jax.baselines.__main__ import main as baselines
 from r2rec_jax.config import TrainConfig, as_plain
 from r2rec_jax.config.experiments import ExperimentList
 from r2rec_jax.stages.cli import (
+    EXIT_FAILED,
     BadInput,
     add_train_config,
     check_sections,
     from_plain,
     make_parser,
     parse_train_config,
+    run_entry,
     section_names,
 )
 
@@ -98,3 +100,13 @@ def test_settings_that_are_kept_and_data_of_the_baselines(tmp_path: Path, capsys
     assert baselines(["--models=popularity", "--data", str(file), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == f"error: {reason(str(file), 'data', 3)}\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_device_without_room_names_what_helps(capsys: pytest.CaptureFixture) -> None:
+    def full(argv: Any) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 34359738368 bytes.")
+
+    assert run_entry(full, []) == EXIT_FAILED
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert all(name in said for name in ("RESOURCE_EXHAUSTED", "grpo.micro_prompts", "evaluate.batch_size", "--plan"))
