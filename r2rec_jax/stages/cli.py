@@ -30,7 +30,7 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
 OUT_OF_MEMORY = ("; lower sft.micro_batch, grpo.micro_prompts or evaluate.batch_size, whichever stage this was; train "
-                 "--plan shows what each takes, and XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 lets JAX use the whole of a GPU")
+                 "--plan shows what each takes, and XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 lets JAX use all of a GPU")
 """What helps where a device has no room, behind XLA's own words."""
 
 
