@@ -52,8 +52,8 @@ TERMS = """## Terms
   liked and chose, where that is part of the recipe. **sft**: after learning from written examples (supervised
   fine-tuning). **sft+grpo**: then trained by rewards on its own answers (group relative policy optimisation).
   **grpo**: trained by rewards without the examples. Two rewards are added: R_rank for the place of the true item,
-  R_step for the number of reasoning statements. R_true, for statements that are true of their prompt, is ours: it is measured,
-  and adds nothing unless an experiment gives it a weight.
+  R_step for the number of reasoning statements. R_true, for statements that are true of their prompt, is ours: it is
+  measured, and adds nothing unless an experiment gives it a weight.
 - **-likelihood**: the same model, but the candidates are ranked by how likely their lines are after the person's latest
   likes. No form of answer can be learned or missed, so this row shows what the model knows. The paper has no such row.
 - **signal**: what the gradients of a step's groups (the answers to one prompt each) have in common; the rest,

@@ -11,10 +11,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from r2rec_jax.prompts.answer import parse_completion
+from r2rec_jax.config import TrainConfig
+from r2rec_jax.prompts.answer import ANSWER, parse_completion
 from r2rec_jax.prompts.verbalize import chain_text, item_text, profile_text
 from r2rec_jax.stages.evaluation import make_generate
-from r2rec_jax.stages.rendering import render_query
+from r2rec_jax.stages.rendering import RenderedQuery, render_query
 from r2rec_jax.stages.systems import system_name
 from r2rec_jax.stages.thinking import shown_thoughts
 from r2rec_jax.stages.workspace import Workspace
@@ -30,8 +31,9 @@ def recommend(work: Workspace, user_id: str, checkpoint: str, top: int) -> dict[
         top: how many places are returned.
 
     Returns:
-        JSON-ready: user, checkpoint, profile, liked, chains, candidates, ranking (place, item_id, title,
-        is_held_out_item), reasoning, valid, truncated, output (as it was written), prompt.
+        JSON-ready: user, checkpoint, profile, liked, chains, no_chains (why the prompt shows none, else empty),
+        candidates, ranking (place, item_id, title, is_held_out_item), reasoning, valid, truncated, output (as it was
+        written), prompt.
 
     Raises:
         ValueError: no such user, too few likes for a query, or a run in use whose prompts show thoughts.
@@ -51,10 +53,24 @@ def recommend(work: Workspace, user_id: str, checkpoint: str, top: int) -> dict[
     return {
         "user": user_id, "checkpoint": system_name(work.config, checkpoint), "profile": profile_text(r.view.profile),
         "liked": [item_text(item, facts=False) for item, _ in r.view.liked],
-        "chains": [chain_text(chain) for chain in r.chains], "candidates": list(r.labels), "ranking": ranking,
+        "chains": [chain_text(chain) for chain in r.chains], "no_chains": no_chains(r, config),
+        "candidates": list(r.labels), "ranking": ranking,
         "reasoning": parsed.reasoning.splitlines(), "valid": parsed.valid, "truncated": answer.truncated[0],
         "output": answer.texts[0], "prompt": r.text,
     }
+
+
+def no_chains(r: RenderedQuery, config: TrainConfig) -> str:
+    """Why a prompt shows no chains; nothing where it shows some."""
+    if r.chains:
+        return ""
+    if not (config.prompts.chains and config.graph.chains):
+        return f"{'graph' if config.prompts.chains else 'prompts'}.chains is off"
+    if r.dropped:
+        return "none fits in prompts.max_tokens"
+    if r.left_out:
+        return "each holds a candidate"
+    return "nobody shares two items with this user"
 
 
 def show(result: dict[str, Any]) -> None:
@@ -68,8 +84,11 @@ def show(result: dict[str, Any]) -> None:
 
     console.print(Text(f"User {result['user']}", style="bold") + Text(f"  {result['profile']}"))
     block("Recently liked, newest first", result["liked"], "nothing")
-    block("Interaction chains", result["chains"], "none: nobody shares two items with this user")
-    block("Reasoning", result["reasoning"], "none was written")
+    block("Interaction chains", result["chains"], f"none: {result['no_chains']}")
+    written = result["output"].strip()
+    unclosed = not result["reasoning"] and result["valid"] and not written.startswith(ANSWER)
+    block("Reasoning", result["reasoning"], f"none that is closed; all that was written: {written}" if unclosed
+          else "none was written")
     if not result["valid"]:
         reason = "it was cut off at the token limit" if result["truncated"] else "its answer names no candidate"
         console.print(Text(f"No ranking: {reason}. What the model wrote:", style="bold"))
