@@ -2,7 +2,7 @@
 
 Nothing is guessed: the header, the schema, or the first rows of JSON Lines, which may leave out what is null, must have
 the columns that are asked for, text is UTF-8, and every complaint is one line with the file and the row. The kind
-follows from the file's name. An empty field is a missing value.
+follows from the file's name. An empty field is a missing value, as is NaN, which pandas writes for one.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ KINDS: dict[str, Kind] = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl":
                           ".json": "jsonl", ".parquet": "parquet"}
 _COMPRESSED = (".gz", ".zst")
 _DELIMITERS = (",", "\t", ";", "|")
+_FLOATS = ("DOUBLE", "FLOAT")
 ROWS_FOR_KEYS = 1000
 """Rows of JSON Lines that a column must be in one of to be found."""
 _LINE = re.compile(r"\bline:? (\d+)", re.IGNORECASE)
@@ -58,17 +59,19 @@ class TableFile:
     types: dict[str, str]
 
     def text(self, column: str) -> str:
-        """SQL of a column as VARCHAR."""
-        name = identifier(column)
-        return name if self.types[column] == "VARCHAR" else f"CAST({name} AS VARCHAR)"
+        """SQL of a column as VARCHAR; NaN is NULL."""
+        name, kind = identifier(column), self.types[column]
+        if kind in _FLOATS:
+            return f"CASE WHEN NOT isnan({name}) THEN CAST({name} AS VARCHAR) END"
+        return name if kind == "VARCHAR" else f"CAST({name} AS VARCHAR)"
 
     def id(self, column: str) -> str:
         """SQL of a column of ids as VARCHAR, without space around them.
 
-        Of floats and decimals 7.0 is 7 and 2.50 is 2.5; NaN is what pandas makes of a missing id, and is NULL.
+        Of floats and decimals 7.0 is 7 and 2.50 is 2.5; NaN is NULL.
         """
         name, kind = identifier(column), self.types[column]
-        if kind in ("DOUBLE", "FLOAT") or kind.startswith("DECIMAL"):
+        if kind in _FLOATS or kind.startswith("DECIMAL"):
             text = f"CAST({name} AS VARCHAR)"
             whole = f"coalesce(CAST(TRY_CAST({name} AS HUGEINT) AS VARCHAR), {text})"
             if kind.startswith("DECIMAL"):
@@ -182,8 +185,9 @@ def open_table(connection: duckdb.DuckDBPyConnection, path: Path, required: Sequ
 
 
 def value_at(connection: duckdb.DuckDBPyConnection, file: TableFile, column: str, row: int) -> str | None:
-    """The text of one value, by 1-based row."""
-    found = connection.execute(f"SELECT value FROM (SELECT {file.text(column)} AS value, row_number() OVER () AS place "
+    """The text of one value, by 1-based row; NaN is shown as it is."""
+    value = f"CAST({identifier(column)} AS VARCHAR)"
+    found = connection.execute(f"SELECT value FROM (SELECT {value} AS value, row_number() OVER () AS place "
                                f"FROM {file.scan}) WHERE place = {row}").fetchall()
     return found[0][0] if found else None
 

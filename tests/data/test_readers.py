@@ -126,6 +126,23 @@ def test_nan_is_a_missing_id(kind: pa.DataType, tmp_path: Path, connection: duck
         rows_of(connection, path)
 
 
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32()])
+def test_nan_is_a_missing_attribute(kind: pa.DataType, tmp_path: Path) -> None:
+    nan = float("nan")
+    parquet_of(tmp_path / "a.parquet")
+    parquet_of(tmp_path / "i.parquet", year=pa.array([1999.0, nan], kind), price=pa.array([9.5, nan], kind),
+               title=pa.array([nan, 7.5], kind), tag=pa.array([nan, 2.5], kind))
+    parquet_of(tmp_path / "u.parquet", age=pa.array([nan, 30.5], kind))
+    table = TableConfig(interactions="a.parquet", user="user", item="item", rating=None, timestamp="time",
+                        items="i.parquet", item_id="item", year="year", categories="tag", details=("price",),
+                        users="u.parquet", user_id="user", attributes=("age",))
+    found = load_dataset(DataConfig(name="table", threads=1, table=table), tmp_path)
+    assert [(item.title, item.year, item.genres, item.details) for item in found.items] == [
+        ("a", 1999, (), (("price", "9.5"),)), ("7.5", None, ("2.5",), ())]
+    assert [user.attributes for user in found.users] == [(), (("age", "30.5"),)]
+    assert found.notes["items_without_title"] == 1
+
+
 def test_decimal_ids_are_as_those_of_floats(tmp_path: Path, connection: duckdb.DuckDBPyConnection) -> None:
     numbers = ["7.00", "-2.50"]
     for column in (pa.array(map(Decimal, numbers), pa.decimal128(9, 2)), pa.array(map(float, numbers))):
