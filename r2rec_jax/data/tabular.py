@@ -26,6 +26,8 @@ from r2rec_jax.files import sha256_of
 
 LIKE = 5.0
 _ROWS_AT_ONCE = 1 << 22
+_YEAR = r"[-+]?[0-9]{1,4}(\.0*)?"
+"""A whole number, as floats are written too; DuckDB would round 1957.6, and 19570915 is a date."""
 
 
 def map_ratings(raw: NDArray, above: float, low: float, high: float) -> NDArray[np.float32]:
@@ -143,7 +145,7 @@ def _items(connection: duckdb.DuckDBPyConnection, folder: Path, table: TableConf
     if table.year is not None:
         text = f"nullif(trim({file.text(table.year)}), '')"
         columns["year"] = f"CASE WHEN TRY_CAST({text} AS INTEGER) > 0 THEN TRY_CAST({text} AS INTEGER) END"
-        columns["bad_year"] = f"CASE WHEN {text} IS NOT NULL AND TRY_CAST({text} AS INTEGER) IS NULL THEN {ROW} END"
+        columns["bad_year"] = f"CASE WHEN NOT regexp_full_match({text}, '{_YEAR}') THEN {ROW} END"
     if table.categories is not None:
         listed = file.texts(table.categories, table.separator)
         columns["genres"] = f"list_filter(list_transform({listed}, lambda x: trim(x)), lambda x: x <> '')"
@@ -152,7 +154,7 @@ def _items(connection: duckdb.DuckDBPyConnection, folder: Path, table: TableConf
     if bad and table.year is not None:
         value = shown(value_at(connection, file, table.year, min(bad)) or "")
         raise ValueError(f"{path.name} row {min(bad)} (the header not counted), {table.year}: a year must be a whole "
-                         f"number; got {value}; correct the row ({path})")
+                         f"number of at most four digits; got {value}; correct the row ({path})")
     _check_known(connection, file, table.item_id, "items", ids, found.missing)
     notes = {"items_without_attributes": found.missing, "items_without_title": found.column("title").null_count}
     items = ItemTable(ids, found.filled("title", ids),

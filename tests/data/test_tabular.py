@@ -136,6 +136,12 @@ def test_json_lines_may_leave_out_what_is_null(tmp_path: Path) -> None:
         load(tmp_path, TableConfig(interactions="plays.jsonl", items="items.jsonl", details=("price",)))
 
 
+@pytest.mark.parametrize("text", ["1957.0", "1957.", " 1957 ", "+1957"])
+def test_whole_years_are_read(text: str, folder: Path) -> None:
+    change("songs.csv", "1957", text)(folder)
+    assert [item.year for item in load(folder).items] == [1957, None, None]
+
+
 def test_no_year_is_written_as_0_too(folder: Path) -> None:
     (folder / "songs.csv").write_text(SONGS.replace(",1957,", ",0,").replace(",1999,", ",-1,"), encoding="utf-8")
     assert [item.year for item in load(folder).items] == [None, None, None]
@@ -217,7 +223,9 @@ def change(name: str, old: str, new: str) -> Callable[[Path], None]:
     (change("plays.csv", ",9,", ",11,"), r"plays\.csv row 1 .*score: a rating must be a number in 1\.\.10; got '11'"),
     (change("plays.csv", "2024-05-03", "May"), r"plays\.csv row 2 .*when: a time must be an ISO date; got 'May'"),
     (change("plays.csv", "score", "points"), r"plays\.csv must have .*missing score among .*'points'"),
-    (change("songs.csv", "1957", "old"), r"songs\.csv row 1 .*year: a year must be a whole number; got 'old'"),
+    (change("songs.csv", "1957", "old"), r"songs\.csv row 1 .*year: a year must be a whole number of .*; got 'old'"),
+    (change("songs.csv", "1957", "1957.6"), r"songs\.csv row 1 .*year: a year must be a whole .*; got '1957\.6'"),
+    (change("songs.csv", "1957", "19570915"), r"songs\.csv row 1 .*year: .* at most four digits; got '19570915'; corr"),
     (change("songs.csv", "s2", "s1"), r"songs\.csv row 1 .*id: ids must be unique; 's1' comes again"),
     (change("songs.csv", "tags", "genre"), r"songs\.csv must have .*missing tags"),
     (change("listeners.csv", "who", "name"), r"listeners\.csv must have .*missing who"),
