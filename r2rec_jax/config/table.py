@@ -39,13 +39,13 @@ class TableConfig:
             more being milliseconds. Seconds may have fractions; thousandths count.
         positive_above: a raw rating above this is a like.
         rating_range: lowest and highest possible raw rating; null takes those that occur.
-        items: file of item attributes, a path from the same folder or an absolute one; null when there is none: the
-            raw id is then the title.
+        items: file of item attributes, one row an item, a path from the same folder or an absolute one; null when
+            there is none: the raw id is then the title, and the settings of its columns must be removed.
         item_id: its id column. title, year: columns; null when there is none.
         categories: its column of categories: a list, also one as text (``["a", "b"]``, ``['a', 'b']``), or a text
             split at ``separator``.
         details: further columns of it that prompts show beside the title ("artist").
-        users: file of user attributes, a path likewise; null when there is none.
+        users: file of user attributes, likewise; null when there is none.
         user_id: its id column.
         attributes: columns of it that make the profile in a prompt ("age").
         separator: between the categories of one item.

@@ -69,10 +69,12 @@ def load_table(config: DataConfig, path: Path) -> Dataset:
         (how many ratings are another number now), and items and users that the attribute files do not have.
 
     Raises:
-        ValueError: a file or a column is missing, or a row is broken; the message names the file and the row.
+        ValueError: a file or a column is missing, settings lack their file, or a row is broken; the message names the
+            file and the row.
     """
     table = config.table
     folder, events_file = _place(path, table)
+    _check_attribute_files(folder, events_file, table)
     with connect(config) as connection:
         progress.say(f"table: reading events from {events_file}")
         columns = [name for name in (table.user, table.item, table.rating, table.timestamp) if name is not None]
@@ -104,6 +106,24 @@ def _place(path: Path, table: TableConfig) -> tuple[Path, Path]:
         raise ValueError(f"data.path must be a folder when data.table.interactions is given; got the file {path}; set "
                          "one of them")
     return path.parent, path
+
+
+def _check_attribute_files(folder: Path, events_file: Path, table: TableConfig) -> None:
+    """Refuse columns of items or users without a file that has them, and the file of events as one.
+
+    Checked here and not where settings are read: what is prepared stays readable.
+    """
+    title = None if table.title == TableConfig.title else table.title  # the default needs no file
+    items = {"title": title, "year": table.year, "categories": table.categories, "details": table.details}
+    for setting, row, name, columns in (("items", "an item", table.items, items),
+                                        ("users", "a user", table.users, {"attributes": table.attributes})):
+        named = ", ".join(f"data.table.{column}" for column, value in columns.items() if value)
+        if name is None and named:
+            raise ValueError(f"data.table.{setting} must name the file with the columns of {named}; got null; name a "
+                             f"file with one row {row}, or remove these settings")
+        if name is not None and (folder / name).resolve() == events_file.resolve():
+            raise ValueError(f"data.table.{setting} must be another file than that of the events; got {name} for both; "
+                             f"write one row {row} to a file of its own")
 
 
 def _events_name(path: Path, table: TableConfig) -> str:

@@ -266,6 +266,21 @@ def test_settings_of_a_table(changes: dict, expected: str) -> None:
         replace(TABLE, **changes)
 
 
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({"users": None}, r"data\.table\.users must name the file with the columns of data\.table\.attributes; got null; "),
+    ({"items": None}, r"data\.table\.items must name .* of data\.table\.title, data\.table\.year, data\.table\."
+                      r"categories, data\.table\.details; got null; name a file with one row an item, or remove"),
+    ({"items": None, "title": "title", "year": None, "categories": None}, r"the columns of data\.table\.details; got"),
+    ({"items": "plays.csv"}, r"items must be another .*; got plays\.csv for both; write one row an item to a file"),
+    ({"users": "./plays.csv"}, r"users must be another .* of the events; got \./plays\.csv for both; .* row a user to"),
+])
+def test_columns_of_items_and_users_need_a_file_of_their_own(changes: dict, expected: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=expected):
+        load(folder, replace(TABLE, **changes))
+    least = replace(TABLE, items=None, title=None, year=None, categories=None, details=(), users=None, attributes=())
+    assert [item.title for item in load(folder, least).items] == ["s1", "s2", "s9"]
+
+
 def test_settings_that_do_not_fit_a_table() -> None:
     with pytest.raises(ValueError, match=r"data\.positive_above must be 3 for a table .*data\.table\.positive_above"):
         DataConfig(name="table", positive_above=4.0)
