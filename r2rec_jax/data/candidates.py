@@ -100,8 +100,8 @@ def check_sampler(dataset: Dataset, negatives: Negatives, positive_above: float)
         ValueError: ``disliked`` without a single rating at or below ``positive_above`` (say, purchases alone).
     """
     if negatives == "disliked" and not (dataset.interactions.rating <= positive_above).any():
-        raise ValueError(f"data.negatives: disliked needs ratings at or below {positive_above:g}; {dataset.name} has "
-                         "none; choose uniform or popularity")
+        raise ValueError(f"data.negatives: disliked needs events that are no likes; {dataset.name} has none; "
+                         "choose uniform or popularity")
 
 
 def longest_lists(dataset: Dataset, users: NDArray, negatives: Negatives, positive_above: float,

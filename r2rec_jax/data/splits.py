@@ -166,8 +166,7 @@ def _check_room(dataset: Dataset, config: DataConfig, rows: Mapping[Split, NDArr
 def _evaluation_rows(dataset: Dataset, config: DataConfig, rows: NDArray, wanted: int, field_name: str) -> NDArray:
     """The first ``wanted`` of the event rows of possible targets, by a seeded hash of their users."""
     if len(rows) < wanted:
-        who = (f"with at least {config.min_positives} ratings above {config.positive_above:g}"
-               if config.split == "last-positive" else
+        who = (f"with at least {config.min_positives} likes" if config.split == "last-positive" else
                f"whose first like behind the cut has {config.min_history} likes before it")
         if not len(rows):
             raise ValueError(f"{dataset.name} must have users {who}; none has; give more data, or lower "

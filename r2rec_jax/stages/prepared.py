@@ -177,8 +177,7 @@ class Prepared:
             return (f"a user needs a like behind the cut in time of the {split} queries, with at least "
                     f"{config.min_history} likes before it; user {user_id!r} has none; name another user")
         have = int(np.diff(find_positives(self.dataset, config).offsets)[user_idx])
-        return (f"a user needs at least {config.min_positives} ratings above {config.positive_above:g}; user "
-                f"{user_id!r} has {have}; name another user")
+        return (f"a user needs at least {config.min_positives} likes; user {user_id!r} has {have}; name another user")
 
     def chains_of(self, query: Query) -> tuple[Chain, ...]:
         """The chains of a query, frozen or drawn now (the draw does not depend on other queries)."""

@@ -126,7 +126,7 @@ def test_too_few_users_queries_or_items_are_refused() -> None:
 
 
 def test_nobody_to_ask_is_said_as_such() -> None:
-    with pytest.raises(ValueError, match=r"toy must have users with at least 60 ratings above 3; none has; .*lower"):
+    with pytest.raises(ValueError, match=r"toy must have users with at least 60 likes; none has; .*lower"):
         draw_queries(draw_dataset(3), config(min_positives=60))
 
 
@@ -257,8 +257,8 @@ def test_a_sampler_that_the_data_cannot_serve_is_noted_or_refused() -> None:
     likes = replace_ratings(draw_dataset(3), 5.0)
     drawn = draw_queries(likes, config())
     assert set(drawn.candidates) == {"uniform", "popularity"}
-    assert "disliked needs ratings at or below 3; toy has none" in drawn.left_out["disliked"]
-    with pytest.raises(ValueError, match="disliked needs ratings at or below 3"):
+    assert "disliked needs events that are no likes; toy has none" in drawn.left_out["disliked"]
+    with pytest.raises(ValueError, match="disliked needs events that are no likes"):
         draw_queries(likes, config(negatives="disliked"))
 
 

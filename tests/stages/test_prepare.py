@@ -91,6 +91,17 @@ def test_any_eligible_user_has_a_query(source: Path, tmp_path: Path) -> None:
         few.find_query("999")
 
 
+def test_likes_are_named_on_any_scale(source: Path, tmp_path: Path) -> None:
+    """Ratings of a table are mapped, so that no message can name the threshold."""
+    events = [line.split("\t") for line in (source / "u.data").read_text().splitlines()] + [["few", "1", "5", "1"]]
+    (tmp_path / "events.csv").write_text("user_id,item_id,rating,timestamp\n" + "".join(
+        f"{user},{item},{20 * int(rating)},{time}\n" for user, item, rating, time in events))
+    data = DataConfig(name="table", path=str(tmp_path / "events.csv"), table=TableConfig(positive_above=60), **SMALL)
+    made = prepare(TrainConfig(data=data), tmp_path / "table")
+    with pytest.raises(ValueError, match="^a user needs at least 6 likes; user 'few' has 1; name another user$"):
+        made.find_query("few")
+
+
 def test_same_settings_same_bytes_and_seeds_part(source: Path, tmp_path: Path) -> None:
     first = prepare(config(source), tmp_path / "a").manifest
     assert prepare(config(source), tmp_path / "b").manifest == first

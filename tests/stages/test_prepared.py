@@ -106,7 +106,7 @@ def test_likes_alone_have_no_disliked_candidates(tmp_path: Path) -> None:
     for prepared in (made, Prepared.load(tmp_path / "out")):
         with pytest.raises(ValueError, match=r"must be one of uniform, popularity, .*'disliked': .* ml-100k has none"):
             prepared.with_negatives("disliked")
-    with pytest.raises(ValueError, match="disliked needs ratings at or below 3"):
+    with pytest.raises(ValueError, match="disliked needs events that are no likes"):
         prepare(config(source, negatives="disliked"), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
