@@ -146,9 +146,13 @@ def open_table(connection: duckdb.DuckDBPyConnection, path: Path, required: Sequ
         delimiter: of CSV; None takes the one of comma, tab, semicolon and bar that shows the required columns.
 
     Raises:
-        ValueError: the file is missing, empty, of no known kind, or lacks a column.
+        ValueError: the file is missing, a folder, empty, of no known kind, or lacks a column.
     """
     kind = kind_of(path)
+    if path.is_dir():
+        raise ValueError(f"{path.name} must be one file; got a folder; make one file of its parts, as DuckDB does by "
+                         f"COPY (FROM '{path.name}/*{path.suffix or '.parquet'}') TO 'one.parquet', and name that "
+                         f"({path})")
     if not path.is_file():
         raise ValueError(f"{path.name} must be in {path.parent}; the file is missing; copy it there or correct "
                          "the name")

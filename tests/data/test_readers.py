@@ -100,6 +100,21 @@ def test_line_ends_and_an_index_without_a_name(content: bytes, expected: str, tm
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "parts"), [("a.parquet", "a.parquet/*.parquet"), ("plays", "plays/*.parquet"),
+                                             ("a.csv", "a.csv/*.csv")])
+def test_a_folder_of_parts_is_no_missing_file(name: str, parts: str, tmp_path: Path,
+                                              connection: duckdb.DuckDBPyConnection) -> None:
+    (tmp_path / name).mkdir()
+    for number in range(2):
+        parquet_of(tmp_path / name / f"part-{number}.parquet")
+    with pytest.raises(ValueError, match=rf"^{name} must be one file; got a folder; make .* by COPY ") as caught:
+        rows_of(connection, tmp_path / name)
+    assert f"(FROM '{parts}') TO 'one.parquet', and name that" in str(caught.value)
+    if name == "a.parquet":  # what it says to do does it
+        connection.execute(f"COPY (FROM '{tmp_path}/{parts}') TO '{tmp_path}/one.parquet'")
+        assert len(rows_of(connection, tmp_path / "one.parquet")) == 4
+
+
 def test_text_of_parquet_without_a_mark(tmp_path: Path, connection: duckdb.DuckDBPyConnection) -> None:
     def raw(*texts: str) -> pa.Array:
         return pa.array([text.encode() for text in texts], pa.binary())
