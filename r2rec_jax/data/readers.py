@@ -7,6 +7,7 @@ follows from the file's name. An empty field is a missing value, as is NaN, whic
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -23,7 +24,7 @@ from typing import BinaryIO, Literal, cast
 import duckdb
 import pyarrow as pa
 
-from r2rec_jax.data.rows import row_error, shown
+from r2rec_jax.data.rows import encoding_error, row_error, shown
 
 Kind = Literal["csv", "jsonl", "parquet"]
 
@@ -211,14 +212,13 @@ def reading(path: Path) -> Iterator[None]:
         if "state machine reached an invalid state" in text:
             _check_line_ends(path)
         if bad := _BAD_TEXT.search(text):
-            raise ValueError(f"{path.name}: the text must be UTF-8; got {shown(bad[1])}; get the file again ({path})"
-                             ) from None
+            raise ValueError(f"{path.name}: the text must be UTF-8; got {shown(bad[1])}; save it as UTF-8, or get the "
+                             f"file again ({path})") from None
         found = _LINE.search(text)
         if found and "JSON" in text:
-            line, problem = _bad_json(path, int(found[1]), _first_line(error))
-            raise row_error(path, line, problem) from None
+            raise _bad_json(path, int(found[1]), _first_line(error)) from None
         if found:
-            raise row_error(path, int(found[1]), _csv_problem(text)) from None
+            raise _bad_csv(path, int(found[1]), text) from None
         raise ValueError(f"{path.name} must be a whole {kind_of(path)} file in UTF-8; got {_first_line(error)}; get "
                          f"the file again ({path})") from None
 
@@ -255,39 +255,45 @@ def _suffixes(path: Path) -> list[str]:
     return [suffix for suffix in path.suffixes[-2:] if suffix.lower() in (*KINDS, *_COMPRESSED)]
 
 
+def _json_lines(path: Path, count: int) -> Iterator[tuple[int, bytes]]:
+    """The first lines that are not blank, with their numbers, and without the mark that some files in UTF-8 begin with,
+    which DuckDB passes over too."""
+    with open_bytes(path) as file:
+        for number, line in enumerate(islice(file, count), 1):
+            if line.strip():
+                yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+
+
 def _keys(path: Path) -> list[str]:
     """The keys of the first rows of JSON Lines: a row may leave out what is null."""
     found: dict[str, None] = {}
-    with open_bytes(path) as file:
-        for number, line in enumerate(islice(file, ROWS_FOR_KEYS), 1):
-            if line.strip():
-                problem = _json_problem(line)
-                if problem:
-                    raise row_error(path, number, problem)
-                found |= dict.fromkeys(json.loads(line))
+    for number, line in _json_lines(path, ROWS_FOR_KEYS):
+        problem = _json_problem(path, number, line)
+        if problem:
+            raise problem
+        found |= dict.fromkeys(json.loads(line))
     if not found:
         raise ValueError(f"{path.name} must hold at least one row; got blank lines only; get the file again ({path})")
     return list(found)
 
 
-def _json_problem(line: bytes) -> str | None:
+def _json_problem(path: Path, number: int, line: bytes) -> ValueError | None:
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return f"the text must be UTF-8; got byte 0x{line[error.start]:02x}"
+        return encoding_error(path, number, f"byte 0x{line[error.start]:02x}")
     except ValueError as error:
-        return f"a row must be a JSON object; got {shown(line.decode('utf-8', 'replace').strip())} ({error})"
-    return None if isinstance(row, dict) else f"a row must be a JSON object; got {shown(line.decode().strip())}"
+        text = shown(line.decode("utf-8", "replace").strip())
+        return row_error(path, number, f"a row must be a JSON object; got {text} ({error})")
+    if isinstance(row, dict):
+        return None
+    return row_error(path, number, f"a row must be a JSON object; got {shown(line.decode().strip())}")
 
 
-def _bad_json(path: Path, near: int, reason: str) -> tuple[int, str]:
-    """The line of a broken row and what is wrong with it; DuckDB's own count can be off by one or two."""
-    with open_bytes(path) as file:
-        for number, line in enumerate(islice(file, near + 1), 1):
-            problem = _json_problem(line) if number >= near - 2 and line.strip() else None
-            if problem:
-                return number, problem
-    return near, reason
+def _bad_json(path: Path, near: int, reason: str) -> ValueError:
+    """What is wrong with a broken row and where; DuckDB's own count can be off by one or two."""
+    problems = (_json_problem(path, *row) for row in _json_lines(path, near + 1) if row[0] >= near - 2)
+    return next(filter(None, problems), row_error(path, near, reason))
 
 
 def _header(path: Path, required: Sequence[str], delimiter: str | None) -> tuple[str, list[str]]:
@@ -297,7 +303,7 @@ def _header(path: Path, required: Sequence[str], delimiter: str | None) -> tuple
     try:
         text = line.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise row_error(path, 1, f"the text must be UTF-8; got byte 0x{line[error.start]:02x}") from None
+        raise encoding_error(path, 1, f"byte 0x{line[error.start]:02x}") from None
     if not text.strip():
         raise row_error(path, 1, f"the header must name the columns; got {shown(text)}")
     try:
@@ -337,11 +343,11 @@ def _check_line_ends(path: Path) -> None:
                                  f"convert the line ends of the file to LF ({path})") from None
 
 
-def _csv_problem(text: str) -> str:
+def _bad_csv(path: Path, number: int, text: str) -> ValueError:
     """What DuckDB holds against a line of CSV, without its advice."""
     lines = [line.strip() for line in text.split("\n") if line.strip()]
-    original = next((line.partition(":")[2].strip() for line in lines if line.startswith("Original Line")), "")
+    original = shown(next((line.partition(":")[2].strip() for line in lines if line.startswith("Original Line")), ""))
     if "unicode" in text or "utf-8" in text:
-        return f"the text must be UTF-8; got {shown(original)}"
+        return encoding_error(path, number, original)
     reason = next((line for line in lines[1:] if not line.startswith("Original Line")), lines[0])
-    return f"a row must have the columns of the header; got {shown(original)} ({reason})"
+    return row_error(path, number, f"a row must have the columns of the header; got {original} ({reason})")

@@ -23,6 +23,12 @@ def row_error(path: Path, line: int, problem: str) -> ValueError:
     return ValueError(f"{path.name} line {line}: {problem}; correct the row or get the file again ({path})")
 
 
+def encoding_error(path: Path, line: int, got: str) -> ValueError:
+    """The error for a line that is not UTF-8."""
+    return ValueError(f"{path.name} line {line}: the text must be UTF-8; got {got}; save it as UTF-8, or get the file "
+                      f"again ({path})")
+
+
 def read_lines(path: Path, encoding: str) -> tuple[list[str], str]:
     """The lines of a whole file, blank ones at its end left out, and the file's sha256.
 

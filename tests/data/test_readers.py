@@ -100,6 +100,14 @@ def test_line_ends_and_an_index_without_a_name(content: bytes, expected: str, tm
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "text"), [
+    ("a.csv", "user,item,time\nZoë,a,1\n"), ("a.jsonl", '{"user": "Zoë", "item": "a", "time": 1}\n')])
+def test_a_mark_of_utf8_may_begin_a_file(name: str, text: str, tmp_path: Path,
+                                         connection: duckdb.DuckDBPyConnection) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert rows_of(connection, tmp_path / name) == [("Zoë", "a", 1)]
+
+
 @pytest.mark.parametrize(("name", "parts"), [("a.parquet", "a.parquet/*.parquet"), ("plays", "plays/*.parquet"),
                                              ("a.csv", "a.csv/*.csv")])
 def test_a_folder_of_parts_is_no_missing_file(name: str, parts: str, tmp_path: Path,
@@ -129,7 +137,7 @@ def test_text_of_parquet_without_a_mark(tmp_path: Path, connection: duckdb.DuckD
     found = load_dataset(DataConfig(name="table", threads=1, table=table), tmp_path).items
     assert [(item.title, item.genres) for item in found] == [("Café", ("Fünf", "x")), ("Bar", ())]
     bad = parquet_of(tmp_path / "a.parquet", user=pa.array([b"u", b"Caf\xe9"], pa.binary()))
-    with pytest.raises(ValueError, match=r"a\.parquet: the text must be UTF-8; got 'Caf.*xE9'; get the file") as caught:
+    with pytest.raises(ValueError, match=r"a\.parquet: the text must be UTF-8; got 'Caf.*xE9'; save it as") as caught:
         rows_of(connection, bad)
     assert "\n" not in str(caught.value)
 
