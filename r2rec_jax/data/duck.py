@@ -32,6 +32,8 @@ MILLISECONDS_FROM = 1e11
 """Numbers from here on are milliseconds: as seconds they would lie beyond the year 5000."""
 
 _SECONDS_FROM = 1e8
+_SECONDS_TO = 1e15
+"""Much larger numbers, such as nanoseconds, would not fit 64 bits as milliseconds."""
 _ISO = r"^\s*[0-9]{4}[^0-9]"
 """How a date must begin: DuckDB takes 31/12/24 for the 24th of December of the year 31."""
 
@@ -174,15 +176,16 @@ def settle_times(connection: duckdb.DuckDBPyConnection, file: TableFile, column:
     """What the times in ``raw`` count. Seconds with fractions become milliseconds there, and so keep their order.
 
     Raises:
-        ValueError: ``auto``, and some look like seconds and others like milliseconds.
+        ValueError: ``auto``, and some look like seconds and others like milliseconds; or fractions among numbers that
+            are too large to count milliseconds.
     """
     if column is None:
         return "seconds"
     if unit in ("iso", "milliseconds") or _time(connection, file, column, unit)[1] == "iso":
         return "milliseconds"
     found = _first(connection, f"SELECT min(place) FILTER (timestamp >= {MILLISECONDS_FROM}), min(place) FILTER "
-                               f"(timestamp BETWEEN {_SECONDS_FROM} AND {MILLISECONDS_FROM} - 1), "
-                               "max(thousandths) FROM raw")
+                               f"(timestamp BETWEEN {_SECONDS_FROM} AND {MILLISECONDS_FROM} - 1), max(thousandths), "
+                               f"min(place) FILTER (timestamp NOT BETWEEN -{_SECONDS_TO} AND {_SECONDS_TO}) FROM raw")
     if unit == "auto" and found[0] is not None and found[1] is not None:
         raise ValueError(f"{file.path.name}, {column}: times must all be seconds or all milliseconds; row {found[0]} "
                          f"looks like milliseconds and row {found[1]} like seconds; set data.table.time_unit")
@@ -190,6 +193,11 @@ def settle_times(connection: duckdb.DuckDBPyConnection, file: TableFile, column:
         return "milliseconds"
     if not found[2]:
         return "seconds"
+    if found[3] is not None:
+        value = shown(value_at(connection, file, column, found[3]) or "")
+        raise ValueError(f"{file.path.name} row {found[3]} (the header not counted), {column}: a time in seconds must "
+                         f"lie within {_SECONDS_TO:g} of 1970 where others have fractions; got {value}; write all "
+                         f"times in one unit, seconds or milliseconds ({file.path})")
     connection.execute("UPDATE raw SET timestamp = timestamp * 1000 + thousandths")
     return "milliseconds"
 

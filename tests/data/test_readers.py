@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from r2rec_jax.config import DataConfig, TableConfig
-from r2rec_jax.data.duck import connect, load_rows
+from r2rec_jax.data.duck import TimeUnit, connect, load_rows, settle_times
 from r2rec_jax.data.load import load_dataset
 from r2rec_jax.data.readers import open_table, reading
 
@@ -62,6 +62,16 @@ def test_a_number_among_dates_is_no_date(times: list[str], unit: str, tmp_path: 
     path = csv_of(tmp_path / "a.csv", times)
     with pytest.raises(ValueError, match=rf"row {len(times)} .*time: a time must be an ISO date; got '{times[-1]}'"):
         rows_of(connection, path, time_unit=unit)
+
+
+@pytest.mark.parametrize(("text", "unit"), [("1714580999000000000", "seconds"), ("-1714580999000000000", "auto")])
+def test_nanoseconds_among_fractions_of_seconds(text: str, unit: TimeUnit, tmp_path: Path,
+                                                connection: duckdb.DuckDBPyConnection) -> None:
+    path = csv_of(tmp_path / "a.csv", ["1714580999.5", text])
+    rows_of(connection, path, time_unit=unit)
+    with pytest.raises(ValueError, match=rf"^a\.csv row 2 .*, time: a time in seconds must lie within 1e\+15 of 1970 "
+                                         rf"where others have fractions; got '{text}'; write all times in one unit"):
+        settle_times(connection, open_table(connection, path, COLUMNS), "time", unit)
 
 
 @pytest.mark.parametrize("text", ["2024-05-01", "2024/05/01", "2024-5-1", "2024-05-01T00:00:00Z", "2024-05-01 00:00",
