@@ -75,6 +75,7 @@ def load_table(config: DataConfig, path: Path) -> Dataset:
     table = config.table
     folder, events_file = _place(path, table)
     _check_attribute_files(folder, events_file, table)
+    _check_labels(table)
     with connect(config) as connection:
         progress.say(f"table: reading events from {events_file}")
         columns = [name for name in (table.user, table.item, table.rating, table.timestamp) if name is not None]
@@ -144,6 +145,15 @@ def _ratings(path: Path, raw: NDArray, table: TableConfig) -> tuple[NDArray[np.f
         low, high = 1.0, 5.0
     mapped = map_ratings(raw, above, low, high)
     return mapped, {"ratings_mapped": int((mapped != raw).sum())}
+
+
+def _check_labels(table: TableConfig) -> None:
+    for setting, names in (("details", table.details), ("attributes", table.attributes)):
+        labels = [_label(name) for name in names]
+        again = [name for name, label in zip(names, labels, strict=True) if labels.count(label) > 1]
+        if again:
+            raise ValueError(f"data.table.{setting} must be columns that prompts can tell apart; got "
+                             f"{', '.join(map(shown, again))}, which they call alike; rename a column, or leave it out")
 
 
 def _label(column: str) -> str:

@@ -281,6 +281,16 @@ def test_columns_of_items_and_users_need_a_file_of_their_own(changes: dict, expe
     assert [item.title for item in load(folder, least).items] == ["s1", "s2", "s9"]
 
 
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({"details": ("tags", "artist_name", "artist name")}, r"data\.table\.details .*; got 'artist_name', 'artist name'"),
+    ({"attributes": ("age", "age")}, r"data\.table\.attributes .*; got 'age', 'age', which .*; rename a"),
+])
+def test_columns_of_one_name_in_prompts(changes: dict, expected: str, folder: Path) -> None:
+    change("songs.csv", "artist_name\n", "artist_name,artist name\n")(folder)
+    with pytest.raises(ValueError, match=expected):
+        load(folder, replace(TABLE, **changes))
+
+
 def test_settings_that_do_not_fit_a_table() -> None:
     with pytest.raises(ValueError, match=r"data\.positive_above must be 3 for a table .*data\.table\.positive_above"):
         DataConfig(name="table", positive_above=4.0)
