@@ -101,7 +101,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, prepare, and show the counts."""
     parser = make_parser("r2rec_jax.prepare", DESCRIPTION)
     parser.add_argument("--out", type=str, required=True, metavar="DIR",
-                        help="folder to write; a prepared folder that lies there is replaced")
+                        help="folder to write; a prepared folder there is replaced, if nothing else lies in it")
     parser.add_argument("--json", type=str, default=None, metavar="OUT", help="also write the manifest to this file")
     parser.add_argument("--tokenizers", type=str, default=None, nargs="+", metavar="SOURCE",
                         help="measure the prompts with these: folders, tokenizer files, hub ids, smollm2-135m "

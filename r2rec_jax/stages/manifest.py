@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     if wrong:
         raise ValueError(f"{MANIFEST} must give the sha256 of every file that it names, all of them in its own folder; "
                          f"{path} breaks this for {', '.join(wrong)}; {_AGAIN}")
-    foreign = sorted(found.name for found in folder.iterdir()
-                     if found.name not in files and found.name != MANIFEST and not found.name.startswith("."))
+    foreign = foreign_files(folder, files)
     for name, expected in files.items():
         found = sha256_of_member(folder / name)
         if found != expected:
@@ -94,6 +93,36 @@ def check_folder(folder: Path) -> dict[str, Any]:
         raise ValueError(f"a prepared folder must hold what its {MANIFEST} lists and nothing else; {folder} also has "
                          f"{', '.join(foreign)}; move it away, or {_AGAIN}")
     return manifest
+
+
+def foreign_files(folder: Path, files: Container[str]) -> list[str]:
+    """What a folder has beside its manifest, the ``files`` that this lists, and hidden files."""
+    return sorted(found.name for found in folder.iterdir()
+                  if found.name not in files and found.name != MANIFEST and not found.name.startswith("."))
+
+
+def check_replaceable(folder: Path) -> None:
+    """Make sure that nothing but prepared data, of any format, is lost when ``folder`` is replaced.
+
+    Raises:
+        ValueError: it is a file, or holds anything else (named).
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the output must be a folder; {folder} is a file; choose another")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"the output must be a new, an empty or a prepared folder; {folder} holds other files; "
+                         "choose another")
+    fix = "choose another output, or delete the folder"
+    manifest = read_json(path, fix, files=dict)
+    if "format" not in manifest:
+        raise ValueError(f"{path} must have the format of a prepared folder; got none; {fix}")
+    foreign = foreign_files(folder, manifest["files"])
+    if foreign:
+        raise ValueError(f"a prepared folder that is replaced must hold what its {MANIFEST} lists and nothing else; "
+                         f"{folder} also has {', '.join(foreign)}; move it away, or choose another output")
 
 
 def check_settings(manifest: Mapping[str, Any], config: TrainConfig, folder: Path) -> None:

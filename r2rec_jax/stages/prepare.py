@@ -28,7 +28,7 @@ from r2rec_jax.files import write_json
 from r2rec_jax.graph.bipartite import build
 from r2rec_jax.graph.chains import Chain
 from r2rec_jax.models.folders import new_folder
-from r2rec_jax.stages.manifest import FORMAT, RECORDED, settings_of, sha256_of_member
+from r2rec_jax.stages.manifest import FORMAT, RECORDED, check_replaceable, settings_of, sha256_of_member
 from r2rec_jax.stages.prepared import Prepared, chain_row, draw_chains, without_candidates
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def prepare(config: TrainConfig, folder: Path | str, *, seconds: dict[str, float
 
     Args:
         config: ``data``, ``graph`` and ``train_seed`` are read.
-        folder: is created; an older prepared folder there is replaced.
+        folder: is created; an older prepared folder there is replaced, if nothing else lies in it.
         seconds: is filled with the wall time of every phase: read, queries, graph, chains, write.
 
     Returns:
@@ -50,10 +50,10 @@ def prepare(config: TrainConfig, folder: Path | str, *, seconds: dict[str, float
         candidate (with ``disliked`` negatives) are counted apart, as ``left_out_chains``.
 
     Raises:
-        ValueError: bad data or settings; nothing is left half-written.
+        ValueError: bad data or settings, or other files in ``folder``; nothing is left half-written.
     """
     folder = Path(folder)
-    _check_replaceable(folder)
+    check_replaceable(folder)
     source = locate(config.data)
     progress.say(f"prepare: reading {config.data.name} from {source}")
     with _timed(seconds, "read"):
@@ -121,14 +121,6 @@ def _count_dataset(dataset: Dataset, training: NDArray[np.bool_], config: DataCo
 def _coverage(queries: Sequence[Query], chains: Mapping[str, tuple[Chain, ...]], most: int) -> dict[str, int]:
     found = Counter(len(without_candidates(chains[query.query_id], query)) for query in queries)
     return {str(number): found[number] for number in range(most + 1)}
-
-
-def _check_replaceable(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"the output must be a folder; {folder} is a file; choose another")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
-        raise ValueError(f"the output must be a new, an empty or a prepared folder; {folder} holds other files; "
-                         "choose another")
 
 
 def _write(folder: Path, dataset: Dataset, training: NDArray[np.bool_], queries: Queries,

@@ -143,6 +143,39 @@ def test_a_prepared_folder_is_replaced_and_another_refused(source: Path, tmp_pat
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize(("manifest", "expected"), [
+    ('{"name": "webapp"}', "must have an object 'files'; got none"),
+    ('{"files": {"app.js": "0"}}', "must have the format of a prepared folder"),
+    ('["app.js"]', "must be a JSON object"),
+    ('{"format": 2, "files": {', "must be JSON"),
+])
+def test_another_programs_manifest_is_no_prepared_folder(source: Path, tmp_path: Path, manifest: str,
+                                                          expected: str) -> None:
+    web = tmp_path / "web"
+    web.mkdir()
+    (web / "manifest.json").write_text(manifest)
+    (web / "app.js").write_text("precious")
+    with pytest.raises(ValueError, match=f"{expected}.*; choose another output, or delete the folder"):
+        prepare(config(source), web)
+    assert (web / "manifest.json").read_text() == manifest and (web / "app.js").read_text() == "precious"
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_a_prepared_folder_with_other_files_is_not_replaced(source: Path, tmp_path: Path, version: int) -> None:
+    out = tmp_path / "out"
+    manifest = prepare(config(source, train_seed=1), out).manifest
+    (out / "manifest.json").write_text(json.dumps({**manifest, "format": version}))
+    (out / "notes").mkdir()
+    (out / "notes" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"also has notes; move it away, or choose another output"):
+        prepare(config(source), out)
+    assert (out / "notes" / "thesis.tex").exists()
+    (out / "notes").rename(tmp_path / "notes")
+    (out / ".DS_Store").touch()
+    prepare(config(source), out)
+    assert Prepared.load(out).manifest["config"]["train_seed"] == 0
+
+
 def test_a_failure_while_writing_leaves_the_old_folder(source: Path, tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     old = prepare(config(source), tmp_path / "out").manifest
