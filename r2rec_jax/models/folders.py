@@ -22,13 +22,26 @@ from r2rec_jax.progress import say
 _LEFT = (".tmp", ".old", ".gone", ".lock")
 
 
+def place_of(out: str | Path) -> Path:
+    """Where a folder that the user names is written: an absolute path without links.
+
+    Raises:
+        ValueError: it is the current folder; whoever stands in it would be left in a deleted one.
+    """
+    path = Path(out).expanduser().resolve()
+    if path == Path.cwd():
+        raise ValueError(f"the output must not be the current folder ({path}), which a rename replaces; name another, "
+                         "or start elsewhere")
+    return path
+
+
 def check_new_folder(out: str | Path) -> Path:
     """The path of a folder that may be written: absent or empty.
 
     Raises:
-        ValueError: it holds something, or is a file.
+        ValueError: it holds something, is a file, or the current folder.
     """
-    path = Path(out).expanduser()
+    path = place_of(out)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         kind = "a folder with files in it" if path.is_dir() else "a file"
         raise ValueError(f"the output folder must be new or empty; {path} is {kind}; choose another or remove it")
@@ -46,9 +59,10 @@ def new_folder(out: str | Path, *, replace: bool = False) -> Iterator[Path]:
         replace: a folder that lies there goes when the new one is whole, and stays when the block fails.
 
     Raises:
-        ValueError: ``out`` holds something and is not to be replaced, or another process is writing it.
+        ValueError: ``out`` is not to be replaced and holds something or is the current folder, or another process is
+            writing it.
     """
-    path = Path(out).expanduser() if replace else check_new_folder(out)
+    path = Path(out).expanduser().resolve() if replace else check_new_folder(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = beside(path, "tmp"), beside(path, "old")
     with held(beside(path, "lock"), str(path), "wait for it or choose another place", remove=True):

@@ -27,7 +27,7 @@ from r2rec_jax.data.storage import write_dataset
 from r2rec_jax.files import write_json
 from r2rec_jax.graph.bipartite import build
 from r2rec_jax.graph.chains import Chain
-from r2rec_jax.models.folders import new_folder
+from r2rec_jax.models.folders import new_folder, place_of
 from r2rec_jax.stages.manifest import FORMAT, RECORDED, check_replaceable, settings_of, sha256_of_member
 from r2rec_jax.stages.prepared import Prepared, chain_row, draw_chains, without_candidates
 
@@ -50,10 +50,11 @@ def prepare(config: TrainConfig, folder: Path | str, *, seconds: dict[str, float
         candidate (with ``disliked`` negatives) are counted apart, as ``left_out_chains``.
 
     Raises:
-        ValueError: bad data or settings, or other files in ``folder``; nothing is left half-written.
+        ValueError: bad data or settings, other files in ``folder``, or it is the current one; nothing is left
+            half-written.
     """
     folder = Path(folder)
-    check_replaceable(folder)
+    check_replaceable(place_of(folder))
     source = locate(config.data)
     progress.say(f"prepare: reading {config.data.name} from {source}")
     with _timed(seconds, "read"):

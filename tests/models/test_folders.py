@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from r2rec_jax.models.folders import new_folder, sweep
+from r2rec_jax.models.folders import check_new_folder, new_folder, sweep
 
 
 def write(path: Path, text: str) -> None:
@@ -58,3 +58,34 @@ def test_sweeping_after_a_kill_between_two_renames_keeps_the_old_folder(tmp_path
     path.with_name(".adapter.old").mkdir()
     sweep(tmp_path)
     assert (path / "file").read_text() == "old" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("out", [".", "", "../here", "sub/..", "link"])
+def test_the_current_folder_is_refused_by_name_before_anything_is_written(tmp_path: Path, out: str,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no name that another could stand beside, and its shell would be left in a deleted folder."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    made = {"sub/..": lambda: (here / "sub").mkdir(), "link": lambda: (tmp_path / "link").symlink_to(here)}
+    made.get(out, lambda: None)()
+    path = tmp_path / out if out == "link" else out
+    refusal = rf"^the output must not be the current folder \({here}\)"
+    with pytest.raises(ValueError, match=refusal):
+        check_new_folder(path)
+    with pytest.raises(ValueError, match=refusal), new_folder(path):
+        pass
+    assert {found.name for found in here.iterdir()} <= {"sub"}
+    write(Path(path), "a run's own product")
+    assert (here / "file").read_text() == "a run's own product"
+
+
+def test_what_a_link_points_to_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    target, link = tmp_path / "disk" / "adapter", tmp_path / "adapter"
+    write(target, "old")
+    link.symlink_to(target)
+    write(link, "new")
+    write(tmp_path / "other" / "sub" / "..", "parent")
+    assert link.is_symlink() and (target / "file").read_text() == "new"
+    assert (tmp_path / "other" / "file").read_text() == "parent"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "disk", "other"]

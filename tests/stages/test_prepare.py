@@ -143,6 +143,13 @@ def test_a_prepared_folder_is_replaced_and_another_refused(source: Path, tmp_pat
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
+def test_the_current_folder_is_refused_before_the_data_are_read(tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="the output must not be the current folder"):
+        prepare(config(tmp_path / "nowhere"), ".")
+
+
 @pytest.mark.parametrize(("manifest", "expected"), [
     ('{"name": "webapp"}', "must have an object 'files'; got none"),
     ('{"files": {"app.js": "0"}}', "must have the format of a prepared folder"),
