@@ -12,10 +12,11 @@
 from __future__ import annotations
 
 import sys
+from argparse import SUPPRESS
 from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from r2rec_jax.config import ParallelConfig
 from r2rec_jax.config.output import READ_BY
@@ -26,6 +27,26 @@ truncated and order-copying answers, over the frozen queries of the run. Goes on
 stopped. Settings not given are those of the run. With --endpoint URL a hosted model is evaluated instead (see
 --endpoint URL --help); with --compare DIR_A DIR_B ... evaluated runs and baselines are compared (see --compare
 --help)."""
+
+_LOOK: tuple[tuple[str, Any, str], ...] = (
+    ("split", Literal["test", "validation", "sft", "rl"], "which frozen queries"),
+    ("negatives", Literal["uniform", "popularity", "disliked"] | None,
+     "whose candidate lists; null takes those of data.negatives"),
+    ("users", int | None, "how many of them, in file order; null takes all"),
+    ("method", Literal["generate", "likelihood"],
+     "likelihood ranks candidates by how likely their lines are after the user's latest likes"),
+    ("likelihood", Literal["sum", "mean", "prior"], "of a line: summed, a token, or minus that of the line without "
+                                                    "the user"),
+    ("lines", Literal["facts", "names"], "items with year and genres, or by their names alone"),
+    ("chains", Literal["own", "swapped", "none"], "show the chains of another user, or none, to see whether the model "
+                                                  "uses them"),
+    ("temperature", float, "0 is greedy"),
+    ("top_p", float, "of the sampling"),
+    ("max_new_tokens", int, "completion limit in tokens"),
+    ("answers", int, "drawn for a query; figures are their mean"),
+    ("batch_size", int, "prompts decoded together"),
+)
+"""Name, type and help of the settings of ``evaluate`` that a look may change. They have no default: null is a value."""
 
 
 def check_read(method: str, given: Container[str]) -> None:
@@ -55,24 +76,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("r2rec_jax.evaluate", DESCRIPTION)
     parser.add_argument("--run", type=str, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--checkpoint", type=Literal["base", "sft", "grpo"], required=True, help="whose adapter")
-    parser.add_argument("--split", type=Literal["test", "validation", "sft", "rl"] | None, default=None,
-                        help="which frozen queries")
-    parser.add_argument("--negatives", type=Literal["uniform", "popularity", "disliked"] | None, default=None,
-                        help="whose candidate lists; the run's own when not given")
-    parser.add_argument("--users", type=int | None, default=None, help="how many of them, in file order")
-    parser.add_argument("--method", type=Literal["generate", "likelihood"] | None, default=None,
-                        help="likelihood ranks candidates by how likely their lines are after the user's latest likes")
-    parser.add_argument("--likelihood", type=Literal["sum", "mean", "prior"] | None, default=None,
-                        help="of a line: summed, a token, or minus that of the line without the user")
-    parser.add_argument("--lines", type=Literal["facts", "names"] | None, default=None,
-                        help="items with year and genres, or by their names alone")
-    parser.add_argument("--chains", type=Literal["own", "swapped", "none"] | None, default=None,
-                        help="show the chains of another user, or none, to see whether the model uses them")
-    parser.add_argument("--temperature", type=float | None, default=None, help="0 is greedy")
-    parser.add_argument("--top_p", type=float | None, default=None)
-    parser.add_argument("--max_new_tokens", type=int | None, default=None, help="completion limit in tokens")
-    parser.add_argument("--answers", type=int | None, default=None, help="drawn for a query; figures are their mean")
-    parser.add_argument("--batch_size", type=int | None, default=None, help="prompts decoded together")
+    for name, kind, text in _LOOK:
+        parser.add_argument(f"--{name}", type=kind, default=SUPPRESS, help=text)
     parser.add_argument("--json", type=str | None, default=None, metavar="OUT", help="write the result file here too")
     parser.add_class_arguments(ParallelConfig, "parallel")
     given = parser.instantiate(parse(parser, argv))
@@ -87,10 +92,8 @@ def run(argv: Sequence[str] | None = None) -> None:
 
     run = RunFolder.existing(given.run)
     work = Workspace(RunFolder(run.path, replace(run.config, parallel=given.parallel)))
-    names = ("split", "negatives", "users", "method", "likelihood", "lines", "chains", "temperature", "top_p",
-             "max_new_tokens", "answers", "batch_size")
-    flags = {name: given[name] for name in names if given[name] is not None}
-    config = replace(work.config.evaluate, **flags)
+    flags = {name: given[name] for name, _, _ in _LOOK if name in given}
+    config = work.config.evaluate.look(**flags)
     check_read(config.method, flags)
     start(given.parallel)
     with company(), ExitStack() as held:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from r2rec_jax.config.check import check
@@ -72,6 +72,11 @@ class EvaluateConfig:
         check(self.answers == 1 or self.temperature > 0, "evaluate.answers", "1 at temperature 0", self.answers,
               "greedy answers to one prompt are all the same")
         check(self.batch_size >= 1, "evaluate.batch_size", ">= 1", self.batch_size)
+
+    def look(self, **given: Any) -> EvaluateConfig:
+        """These settings with those that a look gives; of training queries there is one list, whatever others have."""
+        negatives = self.negatives if given.get("split", self.split) in ("test", "validation") else None
+        return replace(self, **{"negatives": negatives} | given)
 
     def answer_settings(self, negatives: str) -> dict[str, Any]:
         """The settings that decide an answer: not who else is asked, nor how many at a time.

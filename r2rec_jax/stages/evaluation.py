@@ -76,9 +76,10 @@ def lists_name(work: Workspace, config: EvaluateConfig) -> str:
 
 def look_name(work: Workspace, config: EvaluateConfig, names: Sequence[str]) -> str:
     """How files call the settings among ``names`` that are not the run's own, each with a dash before it:
-    ``-temperature-0.0``; nothing when all are."""
-    own = work.config.evaluate
-    return "".join(f"-{name}-{getattr(config, name)}" for name in names if getattr(config, name) != getattr(own, name))
+    ``-temperature-0.0``, ``-users-all``; nothing when all are."""
+    looked = [(name, getattr(config, name)) for name in names
+              if getattr(config, name) != getattr(work.config.evaluate, name)]
+    return "".join(f"-{name}-{'all' if value is None else value}" for name, value in looked)
 
 
 @dataclass(frozen=True)

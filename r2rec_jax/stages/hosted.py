@@ -10,6 +10,7 @@ disk before the next one is looked at; answers of other settings are refused, no
 from __future__ import annotations
 
 import re
+from argparse import SUPPRESS
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -237,6 +238,17 @@ evaluation stopped; nothing is paid for twice. The key comes from the environmen
         --server.limit_field max_completion_tokens
     ... --endpoint http://127.0.0.1:8000/v1 --model my-model --prepared prepared --out runs/my-model"""
 
+_LOOK: tuple[tuple[str, Any, str], ...] = (
+    ("split", Literal["test", "validation"], "which frozen queries"),
+    ("negatives", Literal["uniform", "popularity", "disliked"] | None,
+     "whose candidate lists; null takes those of data.negatives"),
+    ("users", int | None, "how many queries, in file order; null takes all"),
+    ("temperature", float, "0 is greedy"),
+    ("top_p", float, "of the sampling"),
+    ("max_new_tokens", int, "answer limit in tokens, hidden reasoning included"),
+)
+"""Name, type and help of the settings of ``evaluate`` that may be given; without a default, since null is a value."""
+
 
 def run(argv: Sequence[str] | None = None) -> None:
     """The entry's body for ``evaluate --endpoint``: parse, ask, print the table."""
@@ -254,19 +266,13 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=str | None, default=None, metavar="FILE", help="with --prepared: a run's "
                         "YAML, whose prompts and evaluate settings are used instead of the defaults")
     parser.add_argument("--json", type=str | None, default=None, metavar="OUT", help="write the result file here too")
-    for name, kind, text in (
-            ("split", Literal["test", "validation"] | None, "which frozen queries"),
-            ("negatives", Literal["uniform", "popularity", "disliked"] | None, "whose candidate lists"),
-            ("users", int | None, "how many queries, in file order"), ("temperature", float | None, "0 is greedy"),
-            ("top_p", float | None, "of the sampling"), ("max_new_tokens", int | None, "answer limit in tokens, hidden "
-                                                         "reasoning included")):
-        parser.add_argument(f"--{name}", type=kind, default=None, help=text)
+    for name, kind, text in _LOOK:
+        parser.add_argument(f"--{name}", type=kind, default=SUPPRESS, help=text)
     parser.add_class_arguments(EndpointConfig, "server", skip={"base_url", "model"})
     given = parse(parser, argv)
     server = EndpointConfig(base_url=given.endpoint, model=given.model, **vars(given.server))
     overrides = {"method": "generate", "chains": "own", "answers": 1} | {
-        name: given[name] for name in ("split", "negatives", "users", "temperature", "top_p", "max_new_tokens")
-        if given[name] is not None}
+        name: given[name] for name, _, _ in _LOOK if name in given}
     result = _run_exam(given, server, given.system or given.model, overrides)
     print_table(result["rows"], result["what"])
     write_json(given.json, result)
@@ -283,7 +289,7 @@ def _run_exam(given: Any, server: EndpointConfig, system: str, overrides: Mappin
     if given.run is None:
         settings = _settings_of(given.config)
         exam = exam_of_prepared(Path(given.prepared).expanduser(), settings.prompts,
-                                replace(settings.evaluate, **overrides), Path(given.out).expanduser())
+                                settings.evaluate.look(**overrides), Path(given.out).expanduser())
         return evaluate_endpoint(exam, server, system)
     if given.config is not None:
         raise ValueError("--config goes with --prepared; a run has settings of its own")
@@ -292,7 +298,7 @@ def _run_exam(given: Any, server: EndpointConfig, system: str, overrides: Mappin
 
     work = Workspace(RunFolder.existing(given.run))
     with work.run.locked():
-        return evaluate_endpoint(exam_of_run(work, replace(work.config.evaluate, **overrides)), server, system)
+        return evaluate_endpoint(exam_of_run(work, work.config.evaluate.look(**overrides)), server, system)
 
 
 def _settings_of(path: str | None) -> TrainConfig:

@@ -232,6 +232,12 @@ def test_a_model_that_refuses_temperature(run, capsys):
     assert server.requests[-1]["reasoning_effort"] == "low"
 
 
+def test_null_takes_all_users(run):
+    with serve() as server:
+        assert evaluate([*hosted(server.url), "--run", str(run), "--system=all", "--users=null"]) == 0
+    assert server.good.total() == len(Workspace(RunFolder.existing(run)).prepared.queries["test"])
+
+
 def test_a_refusal_that_quotes_an_answer_is_a_miss(run):
     def plan(prompt: str, times: int) -> str:
         return "400" if len(server.requests) == 4 else "good"
