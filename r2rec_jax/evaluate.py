@@ -29,7 +29,8 @@ stopped. Settings not given are those of the run. With --endpoint URL a hosted m
 --help)."""
 
 _LOOK: tuple[tuple[str, Any, str], ...] = (
-    ("split", Literal["test", "validation", "sft", "rl"], "which frozen queries"),
+    ("split", Literal["test", "validation", "sft", "rl"],
+     "which frozen queries; of another split than the run's all, unless --users says how many"),
     ("negatives", Literal["uniform", "popularity", "disliked"] | None,
      "whose candidate lists; null takes those of data.negatives"),
     ("users", int | None, "how many of them, in file order; null takes all"),

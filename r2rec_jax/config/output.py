@@ -74,9 +74,12 @@ class EvaluateConfig:
         check(self.batch_size >= 1, "evaluate.batch_size", ">= 1", self.batch_size)
 
     def look(self, **given: Any) -> EvaluateConfig:
-        """These settings with those that a look gives; of training queries there is one list, whatever others have."""
-        negatives = self.negatives if given.get("split", self.split) in ("test", "validation") else None
-        return replace(self, **{"negatives": negatives} | given)
+        """These settings with those that a look gives; of another split all are asked, since ``users`` counts those of
+        this one, and training queries have one list, whatever others have."""
+        split = given.get("split", self.split)
+        own = {"negatives": self.negatives if split in ("test", "validation") else None,
+               "users": self.users if split == self.split else None}
+        return replace(self, **own | given)
 
     def answer_settings(self, negatives: str) -> dict[str, Any]:
         """The settings that decide an answer: not who else is asked, nor how many at a time.

@@ -239,7 +239,8 @@ evaluation stopped; nothing is paid for twice. The key comes from the environmen
     ... --endpoint http://127.0.0.1:8000/v1 --model my-model --prepared prepared --out runs/my-model"""
 
 _LOOK: tuple[tuple[str, Any, str], ...] = (
-    ("split", Literal["test", "validation"], "which frozen queries"),
+    ("split", Literal["test", "validation"],
+     "which frozen queries; of another split than the run's all, unless --users says how many"),
     ("negatives", Literal["uniform", "popularity", "disliked"] | None,
      "whose candidate lists; null takes those of data.negatives"),
     ("users", int | None, "how many queries, in file order; null takes all"),

@@ -52,6 +52,17 @@ def test_null_is_a_value_and_not_given_is_the_runs_own(run: Path, asked: list) -
         "results-test-users-all-sft.json"]
 
 
+def test_users_of_the_run_count_queries_of_its_own_split(run: Path, asked: list) -> None:
+    """Five test queries; of validation there are but two."""
+    for flags in (["test"], ["validation"], ["sft"], ["sft", "--users=3"], ["rl", "--users=null"]):
+        look(run, f"--split={flags[0]}", *flags[1:])
+    assert [(config.split, count, file) for config, count, file in asked] == [
+        ("test", 5, "results-test-popularity-sft.json"),
+        ("validation", 2, "results-validation-popularity-users-all-sft.json"),
+        ("sft", 8, "results-sft-users-all-sft.json"), ("sft", 3, "results-sft-users-3-sft.json"),
+        ("rl", 4, "results-rl-users-all-sft.json")]
+
+
 def test_training_queries_have_no_negatives_of_the_run(run: Path, asked: list,
                                                        capsys: pytest.CaptureFixture) -> None:
     look(run, "--split=sft", "--users=2")

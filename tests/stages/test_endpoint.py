@@ -232,10 +232,14 @@ def test_a_model_that_refuses_temperature(run, capsys):
     assert server.requests[-1]["reasoning_effort"] == "low"
 
 
-def test_null_takes_all_users(run):
+def test_null_takes_all_users_and_so_does_another_split(run):
     with serve() as server:
         assert evaluate([*hosted(server.url), "--run", str(run), "--system=all", "--users=null"]) == 0
-    assert server.good.total() == len(Workspace(RunFolder.existing(run)).prepared.queries["test"])
+    queries = Workspace(RunFolder.existing(run)).prepared.queries
+    assert server.good.total() == len(queries["test"]) == 8
+    with serve() as server:
+        assert evaluate([*hosted(server.url), "--run", str(run), "--system=all", "--split=validation"]) == 0
+    assert server.good.total() == len(queries["validation"]) == 2
 
 
 def test_a_refusal_that_quotes_an_answer_is_a_miss(run):
