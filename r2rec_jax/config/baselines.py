@@ -76,7 +76,8 @@ class GraphModelConfig:
         lr: Adam's; larger than in the papers because batches are.
         l2: weight of half the squared norms of the embeddings in a batch, and of the weight matrices.
         init_std: standard deviation of fresh embeddings.
-        epochs, patience: most epochs, and how many without a better validation value.
+        epochs: most passes over the data.
+        patience: epochs without a better validation value, after which training stops.
     """
 
     events: Literal["liked", "all"] = "liked"
@@ -154,8 +155,10 @@ class SASRecConfig:
         feed_forward: inner width of the point-wise layers.
         dropout: rate on the embeddings and both branches of a block (*paper*: 0.2 on MovieLens-1M), in steps of 1/256.
         batch_size: packed rows an update.
-        lr, weight_decay: of AdamW.
-        epochs, patience: see ``Recommender``.
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's.
+        epochs: most passes over the data.
+        patience: epochs without a better validation value, after which training stops.
     """
 
     events: Literal["liked", "all"] = "liked"
@@ -190,8 +193,10 @@ class GRU4RecConfig:
         layers: recurrent layers (*paper*: 1).
         dropout: rate on the embeddings and on each layer's states, in steps of 1/256.
         batch_size: packed rows an update.
-        lr, weight_decay: of AdamW.
-        epochs, patience: see ``Recommender``.
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's.
+        epochs: most passes over the data.
+        patience: epochs without a better validation value, after which training stops.
     """
 
     events: Literal["liked", "all"] = "liked"
@@ -224,8 +229,10 @@ class CaserConfig:
         vertical: vertical filters (*paper*: 4).
         dropout: rate before the fully connected layer (*paper*: 0.5), in steps of 1/256.
         batch_size: windows an update.
-        lr, weight_decay: of AdamW.
-        epochs, patience: see ``Recommender``.
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's.
+        epochs: most passes over the data.
+        patience: epochs without a better validation value, after which training stops.
     """
 
     events: Literal["liked", "all"] = "liked"

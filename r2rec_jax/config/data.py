@@ -43,7 +43,8 @@ class DataConfig:
         split: ``last-positive`` (*paper*) holds out every eligible user's last two likes; ``global-time`` cuts all
             events at two times, so that nothing later than the first cut is ever trained on; ``min_history`` then
             holds for evaluation targets too, ``min_positives`` is not read, and validation users have their own draw.
-        validation_from, test_from: share of all events that lies before the two cuts of ``global-time``.
+        validation_from: share of all events that lies before the first cut of ``global-time``.
+        test_from: share of all events that lies before its second cut.
         category: of ``amazon``, as the release spells it ("Video_Games").
         ratings: which events of an Amazon category are downloaded: ``0core`` (all, ratings only), ``5core`` (users and
             items with five or more), or ``reviews`` (the raw reviews, in ten times the bytes). Of a user's repeated

@@ -15,7 +15,11 @@ class TinyConfig:
 
     Attributes:
         vocab_size: BPE vocabulary, special tokens included.
-        hidden_size, layers, heads, kv_heads, ffn: the Llama shape.
+        hidden_size: width of the hidden states, D.
+        layers: blocks of attention and feed-forward network.
+        heads: query heads a layer.
+        kv_heads: key and value heads a layer.
+        ffn: inner width of the feed-forward networks.
         max_positions: longest sequence the configuration declares.
         item_tokens: every item's title and year is one token, beside the BPE vocabulary: prompts are shorter and the
             choice of an item is one decision, as in recommenders that index items.

@@ -36,7 +36,8 @@ class EvaluateConfig:
         chains: what chains prompts show, to see whether a model uses them: the query's ``own``, those of another
             user's query (``swapped``), or ``none``, as with ``prompts.chains: false``. The last two are written to
             files of their own and are no systems of ``--compare``.
-        temperature, top_p: of the completion (*paper*: 0.6 and 0.9); temperature 0 is greedy.
+        temperature: of the completion (*paper*: 0.6); 0 is greedy.
+        top_p: of the completion (*paper*: 0.9).
         max_new_tokens: completion limit in tokens.
         answers: completions drawn for every query (*paper*: 1). With several, figures and tests take their mean, and
             the luck of one draw weighs less. Of ``generate``.

@@ -31,7 +31,8 @@ class TableConfig:
     Attributes:
         interactions: the file of events, as a path from ``data.path`` or an absolute one; null when ``data.path`` is
             that file itself.
-        user, item: columns of the raw ids.
+        user: column of the users' raw ids.
+        item: column of the items' raw ids.
         rating: column of the rating; null when there is none: every event is then a like.
         timestamp: column of the time; null when there is none: a user's events are then in file order.
         time_unit: ``seconds`` or ``milliseconds`` since 1970, ``iso`` ("2024-05-01T12:00:00+02:00"; a year of four
@@ -41,7 +42,9 @@ class TableConfig:
         rating_range: lowest and highest possible raw rating; null takes those that occur.
         items: file of item attributes, one row an item, a path from the same folder or an absolute one; null when
             there is none: the raw id is then the title, and the settings of its columns must be removed.
-        item_id: its id column. title, year: columns; null when there is none.
+        item_id: its id column.
+        title: its column of titles; null when there is none.
+        year: its column of years; null when there is none.
         categories: its column of categories: a list, also one as text (``["a", "b"]``, ``['a', 'b']``), or a text
             split at ``separator``.
         details: further columns of it that prompts show beside the title ("artist").
@@ -50,7 +53,8 @@ class TableConfig:
         attributes: columns of it that make the profile in a prompt ("age").
         separator: between the categories of one item.
         delimiter: between the columns of CSV files; null finds it in the header.
-        noun, plural: what an item is called in a prompt ("song"); ``plural`` null adds an s.
+        noun: what an item is called in a prompt ("song").
+        plural: what several are called; null adds an s.
     """
 
     interactions: str | None = None

@@ -179,8 +179,9 @@ class RewardConfig:
             counts statements, so GRPO without this unlearns to make them true; with it a small model found the one
             that is true most often (EVIDENCE.md). For ``thoughts.teacher: template``, whose words can be checked.
             R_true is logged at any weight.
-        steps_low, steps_high: the band of reasoning statements; null takes the 5th and 95th percentile of the SFT
-            targets (*reconstructed*).
+        steps_low: lower end of the band of reasoning statements; null takes the 5th percentile of the SFT targets
+            (*reconstructed*).
+        steps_high: its upper end; null takes the 95th percentile.
         functions: further rewards, weighted and added.
     """
 
@@ -220,7 +221,8 @@ class GrpoConfig:
         schedule: learning rate after the warm-up.
         weight_decay: AdamW's, on the adapter.
         max_grad_norm: global-norm clipping.
-        temperature, top_p: of the rollouts (*paper*: 0.6 and 0.9).
+        temperature: of the rollouts (*paper*: 0.6).
+        top_p: of the rollouts (*paper*: 0.9).
         max_new_tokens: completion limit in tokens (*reconstructed*: 1,024).
         epsilon: lower clip range (*reconstructed*: 0.2).
         epsilon_high: upper clip range; null equals epsilon.

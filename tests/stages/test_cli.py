@@ -1,14 +1,16 @@
-"""Configuration files whose sections are none: empty, false, a number, a list."""
+"""What the entries share: sections of settings that are none, flags that say what they are, failures of one line."""
 
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 from r2rec_jax.baselines.__main__ import main as baselines
 from r2rec_jax.config import TrainConfig, as_plain
@@ -100,6 +102,21 @@ def test_settings_that_are_kept_and_data_of_the_baselines(tmp_path: Path, capsys
     assert baselines(["--models=popularity", "--data", str(file), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == f"error: {reason(str(file), 'data', 3)}\n"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("entry", [
+    "train", "prepare", "evaluate", "evaluate --endpoint=URL", "evaluate --compare", "recommend", "export", "score",
+    "experiments", "baselines.__main__", "bench.__main__", "bench.recbole"])
+def test_every_flag_says_what_it_is(entry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a setting that is what its docstring says, which is read one field an entry: "user, item: ..." is lost."""
+    def show(parser: ArgumentParser, _: Any = None) -> None:
+        bare = [action.option_strings[-1] for action in parser._actions if action.option_strings and not action.help]
+        raise BadInput(f"bare: {bare}")
+
+    monkeypatch.setattr(ArgumentParser, "parse_args", show)
+    module, *argv = entry.split()
+    with pytest.raises(BadInput, match=r"^bare: \[\]$"):
+        import_module(f"r2rec_jax.{module}").run(argv)
 
 
 def test_a_device_without_room_names_what_helps(capsys: pytest.CaptureFixture) -> None:
