@@ -74,7 +74,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=str, required=True, help="ml-100k, ml-1m, amazon-books, amazon-electronics, or "
                         "a YAML file whose data section is taken")
     parser.add_argument("--data_path", type=str | None, default=None, metavar="DIR", help="the original files")
-    parser.add_argument("--eval_users", type=int | None, default=None, help="1000, or 934 for ml-100k, when not given")
+    parser.add_argument("--eval_users", type=int | None, default=None, help="evaluation users; when not "
+                        "given the YAML file's own, or 1000 (934 for ml-100k)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="split seed and train seed of each run")
     parser.add_argument("--out", type=str, default="runs/baselines", metavar="DIR", help="folder of the models")
     parser.add_argument("--results", type=str, default="results", metavar="DIR", help="folder of the result files")
