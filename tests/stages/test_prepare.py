@@ -98,7 +98,7 @@ def test_likes_are_named_on_any_scale(source: Path, tmp_path: Path) -> None:
         f"{user},{item},{20 * int(rating)},{time}\n" for user, item, rating, time in events))
     data = DataConfig(name="table", path=str(tmp_path / "events.csv"), table=TableConfig(positive_above=60), **SMALL)
     made = prepare(TrainConfig(data=data), tmp_path / "table")
-    with pytest.raises(ValueError, match="^a user needs at least 6 likes; user 'few' has 1; name another user$"):
+    with pytest.raises(ValueError, match=r"^a user needs at least 6 likes; user 'few' has 1; name another user$"):
         made.find_query("few")
 
 
