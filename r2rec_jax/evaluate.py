@@ -12,42 +12,21 @@
 from __future__ import annotations
 
 import sys
-from argparse import SUPPRESS
 from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from r2rec_jax.config import ParallelConfig
 from r2rec_jax.config.output import READ_BY
 from r2rec_jax.stages.cli import BadInput, make_parser, parse, run_entry, write_json
+from r2rec_jax.stages.looks import add_look, given_look
 
 DESCRIPTION = """Evaluate a checkpoint of a finished or partly finished run: HitRatio, NDCG and the rates of valid,
 truncated and order-copying answers, over the frozen queries of the run. Goes on where an interrupted evaluation
 stopped. Settings not given are those of the run. With --endpoint URL a hosted model is evaluated instead (see
 --endpoint URL --help); with --compare DIR_A DIR_B ... evaluated runs and baselines are compared (see --compare
 --help)."""
-
-_LOOK: tuple[tuple[str, Any, str], ...] = (
-    ("split", Literal["test", "validation", "sft", "rl"],
-     "which frozen queries; of another split than the run's all, unless --users says how many"),
-    ("negatives", Literal["uniform", "popularity", "disliked"] | None,
-     "whose candidate lists; null takes those of data.negatives"),
-    ("users", int | None, "how many of them, in file order; null takes all"),
-    ("method", Literal["generate", "likelihood"],
-     "likelihood ranks candidates by how likely their lines are after the user's latest likes"),
-    ("likelihood", Literal["sum", "mean", "prior"], "of a line: summed, a token, or minus that of the line without "
-                                                    "the user"),
-    ("lines", Literal["facts", "names"], "items with year and genres, or by their names alone"),
-    ("chains", Literal["own", "swapped", "none"], "show the chains of another user, or none, to see whether the model "
-                                                  "uses them"),
-    ("temperature", float, "0 is greedy"),
-    ("top_p", float, "of the sampling"),
-    ("max_new_tokens", int, "completion limit in tokens"),
-    ("answers", int, "drawn for a query; figures are their mean"),
-    ("batch_size", int, "prompts decoded together"),
-)
-"""Name, type and help of the settings of ``evaluate`` that a look may change. They have no default: null is a value."""
 
 
 def check_read(method: str, given: Container[str]) -> None:
@@ -77,8 +56,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("r2rec_jax.evaluate", DESCRIPTION)
     parser.add_argument("--run", type=str, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--checkpoint", type=Literal["base", "sft", "grpo"], required=True, help="whose adapter")
-    for name, kind, text in _LOOK:
-        parser.add_argument(f"--{name}", type=kind, default=SUPPRESS, help=text)
+    add_look(parser)
     parser.add_argument("--json", type=str | None, default=None, metavar="OUT", help="write the result file here too")
     parser.add_class_arguments(ParallelConfig, "parallel")
     given = parser.instantiate(parse(parser, argv))
@@ -93,7 +71,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
     run = RunFolder.existing(given.run)
     work = Workspace(RunFolder(run.path, replace(run.config, parallel=given.parallel)))
-    flags = {name: given[name] for name, _, _ in _LOOK if name in given}
+    flags = given_look(given)
     config = work.config.evaluate.look(**flags)
     check_read(config.method, flags)
     start(given.parallel)

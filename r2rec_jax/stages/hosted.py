@@ -10,7 +10,6 @@ disk before the next one is looked at; answers of other settings are refused, no
 from __future__ import annotations
 
 import re
-from argparse import SUPPRESS
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from r2rec_jax.prompts.ranking import render_ranking
 from r2rec_jax.prompts.templates import TEMPLATE_VERSION
 from r2rec_jax.sampling.endpoint import Endpoint, Stopped
 from r2rec_jax.stages.endpoint import GO_ON, locked_folder
+from r2rec_jax.stages.looks import LOOK, add_look, given_look
 from r2rec_jax.stages.rendering import make_view
 from r2rec_jax.thoughts.remote import completion_text
 
@@ -238,17 +238,10 @@ evaluation stopped; nothing is paid for twice. The key comes from the environmen
         --server.limit_field max_completion_tokens
     ... --endpoint http://127.0.0.1:8000/v1 --model my-model --prepared prepared --out runs/my-model"""
 
-_LOOK: tuple[tuple[str, Any, str], ...] = (
-    ("split", Literal["test", "validation"],
-     "which frozen queries; of another split than the run's all, unless --users says how many"),
-    ("negatives", Literal["uniform", "popularity", "disliked"] | None,
-     "whose candidate lists; null takes those of data.negatives"),
-    ("users", int | None, "how many queries, in file order; null takes all"),
-    ("temperature", float, "0 is greedy"),
-    ("top_p", float, "of the sampling"),
-    ("max_new_tokens", int, "answer limit in tokens, hidden reasoning included"),
-)
-"""Name, type and help of the settings of ``evaluate`` that may be given; without a default, since null is a value."""
+_LOOK = {name: LOOK[name] for name in ("split", "negatives", "users", "temperature", "top_p", "max_new_tokens")} | {
+    "split": (Literal["test", "validation"], LOOK["split"][1]),
+    "max_new_tokens": (int, "answer limit in tokens, hidden reasoning included"),
+}
 
 
 def run(argv: Sequence[str] | None = None) -> None:
@@ -267,13 +260,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=str | None, default=None, metavar="FILE", help="with --prepared: a run's "
                         "YAML, whose prompts and evaluate settings are used instead of the defaults")
     parser.add_argument("--json", type=str | None, default=None, metavar="OUT", help="write the result file here too")
-    for name, kind, text in _LOOK:
-        parser.add_argument(f"--{name}", type=kind, default=SUPPRESS, help=text)
+    add_look(parser, _LOOK)
     parser.add_class_arguments(EndpointConfig, "server", skip={"base_url", "model"})
     given = parse(parser, argv)
     server = EndpointConfig(base_url=given.endpoint, model=given.model, **vars(given.server))
-    overrides = {"method": "generate", "chains": "own", "answers": 1} | {
-        name: given[name] for name, _, _ in _LOOK if name in given}
+    overrides = {"method": "generate", "chains": "own", "answers": 1} | given_look(given)
     result = _run_exam(given, server, given.system or given.model, overrides)
     print_table(result["rows"], result["what"])
     write_json(given.json, result)
