@@ -15,6 +15,9 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
+FETCH_AGAIN = "fetch the file again"
+"""What to do about a broken file that came from elsewhere."""
+
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from r2rec_jax.config import LoraConfig
-from r2rec_jax.files import read_json, write_json
+from r2rec_jax.files import FETCH_AGAIN, read_json, write_json
 from r2rec_jax.models.backbone import Backbone, assemble, hf_tensors, parameter
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.models.gguf import read_gguf
@@ -28,8 +28,6 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
 HUB_SKIP = ["original/*", "onnx/*", "adapter_*", "runs/*"]
-
-_FIX = "fetch the file again"
 
 
 def load_backbone(
@@ -63,7 +61,7 @@ def load_backbone(
     hf_config, tensors = open_hf_folder(path)
     generation = path / "generation_config.json"
     loaded = assemble(hf_config, tensors, lora, dtype, quantize=quantize, mesh=mesh,
-                      generation_config=read_json(generation, _FIX) if generation.is_file() else None)
+                      generation_config=read_json(generation, FETCH_AGAIN) if generation.is_file() else None)
     return replace(loaded, source=str(source)) if from_hub else loaded  # an adapter names its base for other machines
 
 
@@ -93,11 +91,11 @@ def open_hf_folder(folder: Path) -> tuple[dict[str, Any], TensorSource]:
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} must hold config.json and safetensors; there is no config.json")
-    hf_config = read_json(folder / "config.json", _FIX)
+    hf_config = read_json(folder / "config.json", FETCH_AGAIN)
     if hf_config.get("quantization_config"):
         raise ValueError(f"{folder}: a quantised checkpoint cannot be a backbone; take the full one, or a GGUF file")
     if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX, _FIX).get("weight_map")
+        weight_map = read_json(folder / INDEX, FETCH_AGAIN).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{folder / INDEX} must map tensor names to files under 'weight_map'")
         files: dict[Path, tuple[str, ...] | None] = {

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from r2rec_jax.config import LoraConfig
-from r2rec_jax.files import read_json, write_json
+from r2rec_jax.files import FETCH_AGAIN, read_json, write_json
 from r2rec_jax.models.backbone import Backbone
 from r2rec_jax.models.folders import new_folder
 from r2rec_jax.models.tensor_files import open_safetensors
@@ -37,8 +37,6 @@ MUST_BE_EMPTY = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
 )
 """Settings of peft that change what the adapter computes, and that this implementation does not have."""
-
-_FIX = "fetch the file again"
 
 
 def save_adapter(
@@ -161,7 +159,7 @@ def _peft_config(lora_config: LoraConfig, base: str) -> dict[str, Any]:
 def _read(path: Path) -> tuple[LoraConfig, TensorSource]:
     if not (path / CONFIG).is_file():
         raise ValueError(f"an adapter must be a PEFT folder with {CONFIG}; {path} has none")
-    config = read_json(path / CONFIG, _FIX)
+    config = read_json(path / CONFIG, FETCH_AGAIN)
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{path / CONFIG}: peft_type must be 'LORA'; got {config.get('peft_type')!r}")
     for name in MUST_BE_EMPTY:
@@ -193,7 +191,7 @@ def _read(path: Path) -> tuple[LoraConfig, TensorSource]:
 def _check_base(path: Path, backbone: Backbone, other_precision: bool) -> None:
     if not (path / RECORD).is_file():
         return
-    record = read_json(path / RECORD, _FIX)
+    record = read_json(path / RECORD, FETCH_AGAIN)
     if record.get("base_sha256") == backbone.sha256:
         return
     weights = record.get("base_weights_sha256", record.get("base_sha256"))

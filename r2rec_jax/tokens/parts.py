@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 
-from r2rec_jax.files import read_json, write_text
+from r2rec_jax.files import FETCH_AGAIN, read_json, write_text
 from r2rec_jax.reasons import one_line
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -120,7 +120,7 @@ def write_folder(parts: TokenizerParts, folder: Path) -> None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; an empty one where there is no file."""
-    return read_json(path, "fetch the file again") if path.is_file() else {}
+    return read_json(path, FETCH_AGAIN) if path.is_file() else {}
 
 
 def _read_own(folder: Path, config: dict[str, Any]) -> TokenizerParts:

@@ -12,7 +12,7 @@ import jax
 
 from r2rec_jax.config import TrainConfig
 from r2rec_jax.config.parallel import AXES
-from r2rec_jax.files import read_json
+from r2rec_jax.files import FETCH_AGAIN, read_json
 from r2rec_jax.models.shapes import KNOWN, SMOLLM2_135M
 from r2rec_jax.stages.memory import formula
 from r2rec_jax.stages.memory.compiled import gradient_temporaries
@@ -108,9 +108,9 @@ def find_config(source: str) -> dict[str, Any]:
     Raises:
         ValueError: there is none at hand.
     """
-    path, fix = Path(source).expanduser(), "fetch the file again"
+    path = Path(source).expanduser()
     if (path / "config.json").is_file():
-        return read_json(path / "config.json", fix)
+        return read_json(path / "config.json", FETCH_AGAIN)
     if path.is_file():
         from r2rec_jax.models.gguf import read_gguf
 
@@ -122,7 +122,7 @@ def find_config(source: str) -> dict[str, Any]:
     if cached is None:
         raise ValueError(f"a plan needs the backbone's config.json; {source!r} is no folder or file with one, is not "
                          f"in the hub's cache, and is none of {', '.join(KNOWN)}; give a folder with its config.json")
-    return read_json(cached, fix)
+    return read_json(cached, FETCH_AGAIN)
 
 
 def _cached(hub_id: str) -> Path | None:
