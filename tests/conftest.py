@@ -21,18 +21,15 @@ from pathlib import Path
 import pytest
 
 from r2rec_jax.parallel.kept import VARIABLE, keep_compiled, sweep
+from tests.devices import xla_flags
 
 OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
-
-
-def _flags(*more: str) -> str:
-    return " ".join([os.environ.get("XLA_FLAGS", ""), *more]).strip()
 
 
 def _takes(flag: str) -> bool:
     """Whether this version of XLA knows a flag; one that it does not know ends the process without a word."""
     start = [sys.executable, "-c", "import jax; jax.devices()"]
-    return subprocess.run(start, env=os.environ | {"XLA_FLAGS": _flags(flag)}, capture_output=True).returncode == 0
+    return subprocess.run(start, env=os.environ | {"XLA_FLAGS": xla_flags(flag)}, capture_output=True).returncode == 0
 
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -40,7 +37,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have what the process has that started them
     if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1" and _takes(OLDER_EMITTERS):
-        os.environ["XLA_FLAGS"] = _flags(OLDER_EMITTERS)
+        os.environ["XLA_FLAGS"] = xla_flags(OLDER_EMITTERS)
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     COMPILED = tempfile.TemporaryDirectory(prefix="r2rec_compiled_", ignore_cleanup_errors=True)
     os.environ[VARIABLE] = COMPILED.name

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from r2rec_jax.train import main as train
-from tests.entries.calls import CONFIG, arguments, refused
-from tests.synthetic import SMALL
+from tests.entries.calls import arguments, refused
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    assert train(["--config", CONFIG, "--data.path", str(data), "--run_dir", str(folder), *SMALL]) == 0
+    assert train(arguments(data, folder)) == 0
     return folder
 
 
